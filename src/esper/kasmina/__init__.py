@@ -1,0 +1,1 @@
+"""The body: row layers, hosts, sites, blueprints, blending, incubation, lifecycle."""

@@ -1,0 +1,106 @@
+"""A bank: one module in many rows, its parameters in one flat table with optimizer state beside it.
+
+The hosts of a population are one bank; the seeds of one blueprint at one site are another. A bank holds exactly the
+lanes that live, in row order; when seeds come and go it is rebuilt, and survivors keep everything they had.
+
+Shapes: N lanes of the bank, P parameters of one lane.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esper.kasmina.rows.core import RowLayer
+from esper.leyline.streams import Stream
+
+
+class Bank:
+    """Parameters, buffers and optimizer state of the lanes of one row layer.
+
+    Attributes
+    ----------
+    layer
+        What a lane computes.
+    theta
+        Parameters [N, P], the one leaf tensor.
+    buffers
+        Running statistics, each [N, ...].
+    first, second
+        Moments of the optimizer [N, P].
+    steps
+        Updates made by each lane [N], float.
+    norm_sum
+        Sum of gradient norms since `start_decision` [N].
+    row, seed_id
+        Host copies: whose lane it is.
+    row_N
+        `row` on the device.
+    decay_P
+        1 where weight decay applies.
+    """
+
+    def __init__(self, layer: RowLayer, device: torch.device | str, dtype: torch.dtype) -> None:
+        self.layer = layer
+        self.row = np.empty(0, dtype=np.int64)
+        self.seed_id = np.empty(0, dtype=np.int64)
+        self.row_N = torch.empty(0, dtype=torch.int64, device=device)
+        self.theta = torch.empty(0, layer.parameter_count, device=device, dtype=dtype)
+        self.buffers = [torch.empty(0, *b.shape, device=device, dtype=dtype) for b in layer.buffers]
+        self.first = torch.empty_like(self.theta)
+        self.second = torch.empty_like(self.theta)
+        self.scratch = torch.empty_like(self.theta)
+        self.steps = torch.empty(0, device=device, dtype=dtype)
+        self.norm_sum = torch.empty(0, device=device, dtype=dtype)
+        self.decay_P = layer.decay_mask().to(device, dtype)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def hold(self, row: np.ndarray, seed_id: np.ndarray, stream: Stream, init_id_R: Tensor) -> bool:
+        """Make the bank hold exactly these lanes; give whether anything changed.
+
+        Parameters
+        ----------
+        row, seed_id
+            Int64 [N], rows ascending. A lane with the row and seed id of an old one is that one.
+        stream
+            Initial values of new lanes, drawn at (initialisation id of the row, seed id).
+        init_id_R
+            Initialisation id of each row of the population.
+        """
+        if np.array_equal(row, self.row) and np.array_equal(seed_id, self.seed_id):
+            return False
+        device, dtype = self.theta.device, self.theta.dtype
+        source = _positions(self.row, self.seed_id, row, seed_id)
+        row_N = torch.from_numpy(row).to(device)
+        new = torch.from_numpy(np.flatnonzero(source < 0)).to(device)
+        kept = torch.from_numpy(np.flatnonzero(source >= 0)).to(device)
+        origin = torch.from_numpy(source[source >= 0]).to(device)
+
+        def carry(old: Tensor, fresh: float) -> Tensor:
+            moved = old.new_full((len(row), *old.shape[1:]), fresh)
+            return moved.index_copy_(0, kept, old.detach().index_select(0, origin))
+
+        theta = carry(self.theta, 0.0)
+        if len(new):
+            ids = torch.from_numpy(seed_id).to(device)
+            draws = stream.uniform(init_id_R[row_N[new]], ids[new], self.layer.parameter_count, dtype)
+            theta.index_copy_(0, new, self.layer.initial(draws))
+        self.theta = theta.requires_grad_()
+        self.buffers = [carry(old, b.low) for old, b in zip(self.buffers, self.layer.buffers, strict=True)]
+        self.first, self.second = carry(self.first, 0.0), carry(self.second, 0.0)
+        self.steps, self.norm_sum = carry(self.steps, 0.0), carry(self.norm_sum, 0.0)
+        self.scratch = torch.empty_like(self.first)
+        self.row, self.seed_id, self.row_N = row, seed_id, row_N
+        return True
+
+
+def _positions(old_row: np.ndarray, old_id: np.ndarray, row: np.ndarray, seed_id: np.ndarray) -> np.ndarray:
+    """Position of each new (row, seed id) among the old ones, -1 where it is new. Rows are ascending and distinct."""
+    if not len(old_row):
+        return np.full(len(row), -1, dtype=np.int64)
+    at = np.minimum(np.searchsorted(old_row, row), len(old_row) - 1)
+    same = (old_row[at] == row) & (old_id[at] == seed_id)
+    return np.where(same, at, -1)

@@ -1,0 +1,1 @@
+"""Blueprints: what a seed can be."""

@@ -1,0 +1,79 @@
+"""What each gate says of each slot. Shapes: C gate checks, R rows, S slots.
+
+A check whose quantity was not measured (NaN) fails: every comparison with NaN is false.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from esper.leyline.checks import ALL_GATE_CHECKS, Check, GateReport
+from esper.leyline.config import GateConfig
+from esper.leyline.slots import AlphaMode, SlotTensors
+
+_HELD = 0.0
+
+
+class Gates:
+    """The gates of one configuration.
+
+    Parameters
+    ----------
+    config
+        Limits.
+    device
+        Device of the slot tensors.
+    """
+
+    def __init__(self, config: GateConfig, device: torch.device | str) -> None:
+        limits = {
+            Check.HOST_LOSS: torch.inf,
+            Check.TRAINING_DECISIONS: config.min_training_decisions,
+            Check.GRADIENT_FINITE: torch.inf,
+            Check.GRADIENT_VANISHING: config.min_gradient_ratio,
+            Check.GRADIENT_EXPLODING: config.max_gradient_ratio,
+            Check.INCUBATOR_GAIN: config.min_incubator_gain,
+            Check.ALPHA_AT_TARGET: 0.0,
+            Check.PROBATION_DECISIONS: config.min_probation_decisions,
+            Check.CONTRIBUTION: config.min_contribution,
+        }
+        self._limit_C = torch.tensor([float(limits[c]) for c in ALL_GATE_CHECKS], device=device)
+
+    def report(self, slots: SlotTensors, host_loss_R: Tensor) -> GateReport:
+        """Measure every check of every slot.
+
+        Parameters
+        ----------
+        slots
+            Their state now.
+        host_loss_R
+            Reward-validation loss of each row (nats), NaN before the first measurement.
+        """
+        moving = slots.alpha_mode != int(AlphaMode.HOLD)
+        # A ramp in progress is never at its target, even where two of its points coincide.
+        distance = torch.where(moving, (slots.alpha - slots.alpha_target).abs().clamp(min=1e-6), _HELD)
+        value = {
+            Check.HOST_LOSS: host_loss_R.float()[:, None].expand_as(slots.alpha),
+            Check.TRAINING_DECISIONS: slots.stage_age.float(),
+            Check.GRADIENT_FINITE: slots.gradient_norm,
+            Check.GRADIENT_VANISHING: slots.gradient_ratio,
+            Check.GRADIENT_EXPLODING: slots.gradient_ratio,
+            Check.INCUBATOR_GAIN: slots.incubator_gain,
+            Check.ALPHA_AT_TARGET: distance,
+            Check.PROBATION_DECISIONS: slots.stage_age.float(),
+            Check.CONTRIBUTION: slots.contribution,
+        }
+        value_CRS = torch.stack([value[c] for c in ALL_GATE_CHECKS])
+        limit = self._limit_C[:, None, None]
+        passed = {
+            Check.HOST_LOSS: value_CRS < limit,
+            Check.GRADIENT_FINITE: value_CRS < limit,
+            Check.TRAINING_DECISIONS: value_CRS >= limit,
+            Check.PROBATION_DECISIONS: value_CRS >= limit,
+            Check.GRADIENT_EXPLODING: value_CRS < limit,
+            Check.ALPHA_AT_TARGET: value_CRS <= limit,
+        }
+        above = value_CRS > limit
+        passed_CRS = torch.stack([passed.get(c, above)[i] for i, c in enumerate(ALL_GATE_CHECKS)])
+        return GateReport(value_CRS, passed_CRS, self._limit_C)

@@ -1,0 +1,141 @@
+"""A grown network as a plain PyTorch module. Needs torch and nothing else; this file is copied next to each saved model.
+
+    python model.py            print the network
+    from model import load
+    network = load("model.safetensors", "model.json")
+
+`model.json` describes the modules, `model.safetensors` holds their weights.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+LAYERS = (
+    "Linear Embedding Conv1d Conv2d LayerNorm GroupNorm BatchNorm1d BatchNorm2d ReLU "
+    "AvgPool1d AvgPool2d MaxPool1d MaxPool2d"
+).split()
+"""The torch modules that a description may name."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
+
+
+class GlobalMean(nn.Module):
+    """Mean over all axes behind the channels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, ...] to [B, C]."""
+        return x.flatten(2).mean(2)
+
+
+class Excite(nn.Module):
+    """Scale each channel by what the whole example says (squeeze and excitation)."""
+
+    def __init__(self, squeeze: nn.Module) -> None:
+        super().__init__()
+        self.squeeze = squeeze
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Keep the shape."""
+        pooled = x if x.dim() == 2 else x.flatten(2).mean(2)
+        scale = torch.tanh(self.squeeze(pooled))
+        return x * scale.reshape(*scale.shape, *[1] * (x.dim() - 2))
+
+
+class SelfAttention(nn.MultiheadAttention):
+    """Self-attention over tokens [B, T, D]."""
+
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
+        super().__init__(width, heads, batch_first=True)
+        self.causal = causal
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Keep the shape."""
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device, x.dtype) if self.causal else None
+        attended, _ = super().forward(x, x, x, need_weights=False, attn_mask=mask, is_causal=self.causal)
+        return attended
+
+
+class Grown(nn.Module):
+    """A seed that grew at this place: its module, how it joins the stream, and at which share."""
+
+    def __init__(self, seed: nn.Module, operator: str, alpha: float, gate: nn.Module | None = None) -> None:
+        super().__init__()
+        self.seed, self.operator, self.alpha, self.gate = seed, operator, alpha, gate
+
+    def extra_repr(self) -> str:
+        """Show how the seed joins."""
+        return f"operator={self.operator}, alpha={self.alpha:g}"
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """Keep the shape."""
+        delta = self.seed(h)
+        if self.operator == "multiply":
+            return h + self.alpha * (h * torch.tanh(delta))
+        if self.gate is not None:
+            pooled = h if h.dim() == 2 else h.flatten(2).mean(2)
+            gate = torch.sigmoid(self.gate(pooled))
+            delta = delta * gate.reshape(-1, *[1] * (h.dim() - 1))
+        return h + self.alpha * delta
+
+
+def build(description: dict[str, Any]) -> nn.Module:
+    """Make the module that a description names; weights are torch's initial ones."""
+    kind, args = description["type"], description.get("args", {})
+    children = {name: build(child) for name, child in description.get("children", {}).items()}
+    if kind == "Sequential":
+        network = nn.Sequential()
+        for name, child in children.items():
+            network.add_module(name, child)
+        return network
+    own = {"GlobalMean": GlobalMean, "Excite": Excite, "SelfAttention": SelfAttention, "Grown": Grown}
+    if kind not in own and kind not in LAYERS:
+        raise ValueError(f"unknown module {kind!r} in the description")
+    make = own[kind] if kind in own else getattr(nn, kind)
+    module: nn.Module = make(**children, **args)
+    return module
+
+
+def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file: 8 bytes of header length, a JSON header, and the raw tensors."""
+    data = bytearray(Path(path).read_bytes())
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        dtype = DTYPES[entry["dtype"]]
+        if begin == end:
+            tensors[name] = torch.empty(entry["shape"], dtype=dtype)
+            continue
+        count = (end - begin) // torch.empty(0, dtype=dtype).element_size()
+        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=8 + size + begin)
+        tensors[name] = flat.reshape(entry["shape"]).clone()
+    return tensors
+
+
+def load(weights: str | Path, description: str | Path) -> nn.Module:
+    """Load a saved network, ready to use."""
+    network = build(json.loads(Path(description).read_text()))
+    state = read_safetensors(weights)
+    for dtype in {t.dtype for t in state.values() if t.is_floating_point()}:
+        network = network.to(dtype)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+if __name__ == "__main__":
+    here = Path(sys.argv[0]).resolve().parent
+    loaded = load(here / "model.safetensors", here / "model.json")
+    print(loaded)
+    print(f"{sum(p.numel() for p in loaded.parameters()):,} parameters")

@@ -1,0 +1,250 @@
+"""A population: many hosts of one shape that grow and train together.
+
+Shapes: R rows, S slots, B examples of a minibatch, L lanes of a pass, K branches, P parameters of one lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esper.kasmina.banks import Bank
+from esper.kasmina.blending import SiteModules, blend
+from esper.kasmina.blueprints.registry import gate_layer, seed_layer
+from esper.kasmina.gates import Gates
+from esper.kasmina.hosts import Host
+from esper.kasmina.lifecycle import Lifecycle
+from esper.kasmina.plan import BankKey, Branches, Call, Pass, Planner
+from esper.leyline.actions import Blueprint, Operator, SiteKind
+from esper.leyline.checks import GateReport, Outcome
+from esper.leyline.config import GrowthConfig
+from esper.leyline.sites import fit_table
+from esper.leyline.slots import SlotTensors
+from esper.leyline.stages import INCUBATED_STAGE, OCCUPIED_STAGES, stage_table
+from esper.leyline.streams import Stream
+
+
+class Population:
+    """Hosts, their seeds and the state of their slots.
+
+    Parameters
+    ----------
+    host
+        The shape that all rows share.
+    config
+        Rules of growth.
+    seed
+        Run seed of the random streams.
+    init_id_R
+        Int64, the initialisation of each row: rows with the same id start equal, and so do their k-th seeds.
+    allowed
+        Blueprints that may be germinated.
+    device, dtype
+        Of every parameter.
+
+    Attributes
+    ----------
+    hosts
+        Bank of the hosts; lane r is row r.
+    seeds, seed_gates
+        Banks of the seeds by (site, blueprint), and of the learned gates by site.
+    slots
+        State of the slots; changed by `decide` alone, measurements aside.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        config: GrowthConfig,
+        seed: int,
+        init_id_R: Tensor,
+        *,
+        allowed: frozenset[Blueprint] = frozenset(Blueprint),
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.host, self.config, self.dtype = host, config, dtype
+        self.device = torch.device(device)
+        self.rows = len(init_id_R)
+        self.init_id_R = init_id_R.to(self.device)
+        self._seed_stream = Stream(seed, "seed initialisation")
+        self._gate_stream = Stream(seed, "gate initialisation")
+        self.hosts = Bank(host.body, self.device, dtype)
+        row = np.arange(self.rows)
+        self.hosts.hold(row, np.zeros_like(row), Stream(seed, "host initialisation"), self.init_id_R)
+        self.seeds: dict[BankKey, Bank] = {}
+        self.seed_gates: dict[int, Bank] = {}
+        self.fits_SB = fit_table(host.slot_config, allowed).to(self.device)
+        self.slots = SlotTensors.empty(self.rows, host.slot_config.slots, self.device)
+        self.lifecycle = Lifecycle(host.slot_config, self.fits_SB, config.embargo, self.device)
+        self.gates = Gates(config.gates, self.device)
+        self._segment_sizes = [segment.parameter_count for segment in host.segments]
+        self._segment_buffers = np.cumsum([0] + [len(segment.buffers) for segment in host.segments])
+        self._lane_axis = 0 if host.kind is SiteKind.VECTOR else 1
+        self._settle()
+
+    @property
+    def banks(self) -> Iterator[Bank]:
+        """Every bank: the hosts first, then seeds and gates, each live parameter in exactly one."""
+        yield self.hosts
+        yield from self.seeds.values()
+        yield from self.seed_gates.values()
+
+    @torch.no_grad()
+    def decide(self, actions: Tensor, gates: GateReport) -> Outcome:
+        """Perform one action per row, let the decision pass, and make the banks fit the slots."""
+        outcome = self.lifecycle.apply(self.slots, actions, gates)
+        self.lifecycle.tick(self.slots)
+        self._settle()
+        return outcome
+
+    def gate_report(self, host_loss_R: Tensor) -> GateReport:
+        """What each gate says now; see `Gates.report`."""
+        return self.gates.report(self.slots, host_loss_R)
+
+    def _settle(self) -> None:
+        """Bring banks and passes in line with the slots: the one device-to-host transfer of a decision."""
+        self.structure = self.slots.structure()
+        occupied = stage_table(OCCUPIED_STAGES).numpy()[self.structure.stage]
+        for site_number, site in enumerate(self.host.slot_config.sites):
+            blueprint = np.where(occupied[:, site_number], self.structure.blueprint[:, site_number], -1)
+            held = {b for s, b in self.seeds if s == site_number}
+            for kind in sorted({int(b) for b in np.unique(blueprint)} - {-1} | held):
+                key = (site_number, kind)
+                bank = self.seeds.get(key) or Bank(seed_layer(Blueprint(kind), site), self.device, self.dtype)
+                self.seeds[key] = bank
+                self._hold(bank, blueprint == kind, site_number, self._seed_stream)
+                if not len(bank):
+                    del self.seeds[key]
+            gated = occupied[:, site_number] & (self.structure.operator[:, site_number] == Operator.GATE)
+            if gated.any() or site_number in self.seed_gates:
+                gate = self.seed_gates.setdefault(site_number, Bank(gate_layer(site), self.device, self.dtype))
+                self._hold(gate, gated, site_number, self._gate_stream)
+                if not len(gate):
+                    del self.seed_gates[site_number]
+        self._make_passes()
+
+    def _hold(self, bank: Bank, rows: np.ndarray, site: int, stream: Stream) -> None:
+        row = np.flatnonzero(rows)
+        # One stream for all sites: a row's seeds are numbered across its sites.
+        bank.hold(row, self.structure.seed_id[row, site], stream, self.init_id_R)
+
+    def _make_passes(self) -> None:
+        structure = self.structure
+        incubated = structure.stage == int(INCUBATED_STAGE)
+        alpha_RS = torch.where(self.slots.stage == int(INCUBATED_STAGE), self.slots.alpha_target, self.slots.alpha)
+        planner = Planner(structure, alpha_RS, self.seeds, self.seed_gates)
+        self.base = structure.blended()
+        straight = self.config.incubator == "straight-through"
+        self.main_pass = planner.main(self.base)
+        self.training_pass = planner.main(self.base, incubated) if straight else self.main_pass
+        row, site = np.nonzero(incubated)
+        self.shadows = None if straight else planner.branches(self.base, row, self._flipped(row, site), train=True)
+        row, site = np.nonzero(incubated | self.base)
+        self.probes = planner.branches(self.base, row, self._flipped(row, site), train=False)
+        self.planner = planner
+        self._learning = {key: self._lanes(bank, key[0]) for key, bank in self.seeds.items()}
+        self._gate_learning = {site: self._lanes(bank, site) for site, bank in self.seed_gates.items()}
+
+    def _flipped(self, row: np.ndarray, site: np.ndarray) -> np.ndarray:
+        """The row's own set of seeds with one slot the other way: in if it was out, out if it was in."""
+        enabled: np.ndarray = self.base[row].copy()
+        enabled[np.arange(len(row)), site] ^= True
+        return enabled
+
+    def _lanes(self, bank: Bank, site: int) -> tuple[bool, Tensor | None]:
+        """Whether any seed of a bank learns now, and which (None: all)."""
+        structure = self.structure
+        learns = (structure.stage == int(INCUBATED_STAGE)) | self.base & ~structure.fading
+        mask = learns[bank.row, site]
+        return bool(mask.any()), None if mask.all() else torch.from_numpy(mask).to(self.device)
+
+    def learning(self) -> Iterator[tuple[Bank, Tensor | None]]:
+        """Banks with a lane that learns now, and its lanes (None: all). A seed that is being faded out is frozen."""
+        yield self.hosts, None
+        for banks, lanes in ((self.seeds, self._learning), (self.seed_gates, self._gate_learning)):
+            for key, bank in banks.items():  # type: ignore[attr-defined]
+                any_lane, mask = lanes[key]  # type: ignore[index]
+                if any_lane:
+                    yield bank, mask
+
+    def forward(self, x: Tensor, steps: Pass, *, training: bool, keep: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Compute the logits of all rows.
+
+        Parameters
+        ----------
+        x
+            Examples in the layout of the kind: [R, B, D] or [B, R*C, ...].
+        steps
+            `main_pass` or `training_pass`.
+        training
+            Batch norms use and update batch statistics.
+        keep
+            Also give the stream in front of each site, for branches.
+
+        Returns
+        -------
+        tuple
+            Logits [R, B, classes], and the kept streams.
+        """
+        weights = self.hosts.theta.split(self._segment_sizes, dim=1)
+        streams: list[Tensor] = []
+        for number, segment in enumerate(self.host.segments):
+            buffers = self.hosts.buffers[self._segment_buffers[number] : self._segment_buffers[number + 1]]
+            x = segment.forward(x, segment.split(weights[number]), buffers, training=training)
+            if number < len(steps.calls):
+                if keep:
+                    streams.append(x)
+                x = blend(x, steps.calls[number], steps.lanes, self._lane_axis, self._modules(live=True))
+        return x, streams
+
+    def branch(self, streams: list[Tensor], branches: Branches, *, training: bool) -> Tensor:
+        """Compute branches of the last `forward`: logits [K, B, classes]. Only seeds that a call trains get gradients."""
+        steps = branches.steps
+        weights = self.hosts.theta.detach().split(self._segment_sizes, dim=1)
+        modules = self._modules(live=False)
+        x: Tensor | None = None
+        for number in range(steps.first_site, len(self.host.segments)):
+            rows = steps.lane_rows[number]
+            if x is not None and rows is not None:
+                segment = self.host.segments[number]
+                held = self.hosts.buffers[self._segment_buffers[number] : self._segment_buffers[number + 1]]
+                # Selected copies: the batch statistics of a branch never reach its host.
+                buffers = [b.index_select(0, rows) for b in held]
+                selected = segment.split(weights[number].index_select(0, rows))
+                x = segment.forward(x, selected, buffers, training=training)
+            if number < len(steps.calls):
+                entering = steps.entering[number]
+                if entering is not None:
+                    joined = self._select(streams[number].detach(), entering)
+                    x = joined if x is None else torch.cat((x, joined), self._lane_axis)
+                assert x is not None
+                lanes = len(steps.lane_rows[number + 1])  # type: ignore[arg-type]
+                x = blend(x, steps.calls[number], lanes, self._lane_axis, modules)
+        assert x is not None
+        return x
+
+    def _select(self, stream: Tensor, rows: Tensor) -> Tensor:
+        if self._lane_axis == 0:
+            return stream.index_select(0, rows)
+        return stream.unflatten(1, (self.rows, -1)).index_select(1, rows).flatten(1, 2)
+
+    def _modules(self, *, live: bool) -> SiteModules:
+        """The seeds as functions; without `live`, only calls that learn see the parameters themselves."""
+
+        def run(bank: Bank, members: Tensor | None, x: Tensor, learns: bool) -> Tensor:
+            theta = bank.theta if learns else bank.theta.detach()
+            if members is not None:
+                theta = theta.index_select(0, members)
+            return bank.layer.forward(x, bank.layer.split(theta), (), training=False)
+
+        def delta(call: Call, x: Tensor) -> Tensor:
+            return run(self.seeds[call.key], call.members, x, live or call.learns)
+
+        def gate(call: Call, pooled: Tensor) -> Tensor:
+            return run(self.seed_gates[call.key[0]], call.gate_members, pooled, live or call.learns)
+
+        return SiteModules(delta, gate)

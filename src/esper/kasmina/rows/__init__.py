@@ -1,0 +1,1 @@
+"""Row layers: ordinary layers whose parameters carry a leading row dimension."""

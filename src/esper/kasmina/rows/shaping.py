@@ -1,0 +1,57 @@
+"""Layers without parameters: activation, pooling, and the step from channels to vectors. Shapes as in `core`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from esper.kasmina.rows.core import Plain, RowLayer, Shape, leaf
+
+
+class RowReLU(RowLayer):
+    """`torch.nn.ReLU`."""
+
+    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+        return x.relu()
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def plain(self) -> Plain:
+        return leaf("ReLU")
+
+
+class RowPool(RowLayer):
+    """Average or maximum over windows of 2 (signals) or 2x2 (images); an odd last element is dropped."""
+
+    def __init__(self, method: str, axes: int) -> None:
+        self.method, self.axes = method, axes
+
+    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+        if self.axes == 1:
+            return F.avg_pool1d(x, 2) if self.method == "average" else F.max_pool1d(x, 2)
+        return F.avg_pool2d(x, 2) if self.method == "average" else F.max_pool2d(x, 2)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (shape[0], *(n // 2 for n in shape[1:]))
+
+    def plain(self) -> Plain:
+        return leaf(f"{'Avg' if self.method == 'average' else 'Max'}Pool{self.axes}d", kernel_size=2)
+
+
+class RowGlobalMean(RowLayer):
+    """Mean over the extent: [B, L*C, ...] to vectors [L, B, C]."""
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+
+    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+        return x.flatten(2).mean(2).unflatten(1, (-1, self.channels)).transpose(0, 1)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (self.channels,)
+
+    def plain(self) -> Plain:
+        return leaf("GlobalMean")

@@ -1,0 +1,1 @@
+"""Contracts: stages, transitions, actions, sites, slot tensors, configuration. Imports nothing of ours."""

@@ -1,0 +1,157 @@
+"""Validated, frozen configuration: the one definition of every default."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from esper.leyline.actions import Blueprint, SiteKind
+
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Frozen(BaseModel):
+    """Immutable, and refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class HostConfig(Frozen):
+    """A chain of segments with a site after each but the last, which is the classifying head."""
+
+    kind: SiteKind
+    """What flows through the host: vector (MLP), signal (1-D convolutions), image (2-D convolutions)."""
+    widths: tuple[Positive, ...] = Field(min_length=1)
+    """Width of each segment before the head."""
+    depth: Positive = 1
+    """Layers in each segment."""
+    kernel: Annotated[int, Field(ge=1, le=15)] = 3
+    """Kernel size of the convolutions; odd, so that they keep the extent."""
+    norm: Literal["none", "group", "batch", "layer"] = "none"
+    """Normalisation behind each layer (layer: vectors only; group: one group)."""
+    pooling: Literal["none", "average", "max"] = "none"
+    """Halves the extent at the start of each segment after the first."""
+
+    @field_validator("kernel")
+    @classmethod
+    def _odd(cls, kernel: int) -> int:
+        if kernel % 2 == 0:
+            raise ValueError("an odd kernel is needed, so that a convolution keeps the extent")
+        return kernel
+
+
+class OptimizerConfig(Frozen):
+    """Row-wise optimizer: every row and every seed has its own steps, state and clipping."""
+
+    method: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer of hosts and seeds."""
+    learning_rate: Rate = 0.003
+    """Peak learning rate."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the run's updates in which the rate rises linearly from 0."""
+    final_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of the peak rate at the run's own last update, reached along a cosine."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay of matrices and kernels; biases and norms have none."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD, or beta1 of AdamW."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Second beta of AdamW."""
+    epsilon: Rate = 1e-8
+    """Added to AdamW's denominator."""
+    clip_norm: Rate = 1.0
+    """Largest norm of the gradient of one host or one seed."""
+
+
+class GateConfig(Frozen):
+    """Limits of the gates."""
+
+    min_training_decisions: Positive = 3
+    """G2: decisions in TRAINING."""
+    min_incubator_gain: Finite = 0.0
+    """G2: incubator gain above this (nats)."""
+    min_gradient_ratio: NonNegative = 1e-3
+    """G2: a smaller gradient, relative to the host's, is vanishing."""
+    max_gradient_ratio: Rate = 1e3
+    """G2: a larger gradient, relative to the host's, is exploding."""
+    min_probation_decisions: Positive = 3
+    """G5: decisions in PROBATIONARY."""
+    min_contribution: Finite = 0.0
+    """G5: contribution above this (nats)."""
+
+
+class GrowthConfig(Frozen):
+    """Rules of the lifecycle."""
+
+    gates: GateConfig = GateConfig()
+    embargo: Annotated[int, Field(ge=1)] = 5
+    """Decisions that a slot stays EMBARGOED after a cull."""
+    incubator: Literal["shadow", "straight-through"] = "shadow"
+    """How a seed in TRAINING learns: docs/decisions/0003."""
+
+
+class TrainingConfig(Frozen):
+    """Length and pace of an episode."""
+
+    horizon: Positive = 60
+    """Decisions of an episode."""
+    updates_per_decision: Positive = 20
+    """Optimizer steps between two decisions."""
+    batch_size: Positive = 32
+    """Examples in a minibatch of one row."""
+
+
+class RunConfig(Frozen):
+    """Everything that decides the numbers of one `esper grow` run."""
+
+    task: str = "digits"
+    """Task to learn: see `esper tasks`."""
+    host: Literal["impaired", "ample"] = "impaired"
+    """Host to start from: impaired has clear room to grow, ample has little."""
+    controller: str = "heuristic"
+    """Who decides: never, random, periodic or heuristic."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of every random stream of the run."""
+    blueprints: tuple[str, ...] = tuple(b.name.lower() for b in Blueprint if b is not Blueprint.NOOP)
+    """Blueprints that may be germinated, of those that fit the host."""
+    training: TrainingConfig = TrainingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    growth: GrowthConfig = GrowthConfig()
+    device: str = "cpu"
+    """Device of the tensors: cpu or cuda."""
+
+    @field_validator("blueprints")
+    @classmethod
+    def _known_blueprints(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = [b.name.lower() for b in Blueprint if b is not Blueprint.NOOP]
+        for name in names:
+            if name not in known:
+                raise ValueError(f"unknown blueprint {name!r}; known: {', '.join(known)}")
+        return names
+
+    def allowed_blueprints(self) -> frozenset[Blueprint]:
+        """Give `blueprints` as values of the enumeration."""
+        return frozenset(Blueprint[name.upper()] for name in self.blueprints)
+
+
+class TaskConfig(Frozen):
+    """A data set with an ample and an impaired host."""
+
+    name: str
+    summary: str
+    dataset: Literal["digits", "mnist1d"]
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """Decides which examples go to which split."""
+    impaired: HostConfig
+    ample: HostConfig
+
+    def host_config(self, which: Literal["impaired", "ample"]) -> HostConfig:
+        """Host by name."""
+        return self.impaired if which == "impaired" else self.ample
+
+
+RUN_FOLDER = Path("runs")
+"""Where runs go unless told otherwise."""

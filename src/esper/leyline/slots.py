@@ -1,0 +1,228 @@
+"""The state of all slots of all rows as one structure of arrays.
+
+Shape suffixes: R rows, S slots, B blueprints, O operations.
+"""
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Self
+
+import numpy as np
+import torch
+
+from esper.leyline.actions import Blueprint, Curve, Op, Operator
+from esper.leyline.stages import (
+    ADVANCABLE_STAGES,
+    BLENDED_STAGES,
+    CULLABLE_STAGES,
+    FOSSILIZABLE_STAGES,
+    GERMINABLE_STAGES,
+    RETARGETABLE_STAGES,
+    Stage,
+    stage_table,
+)
+
+NOT_MEASURED = float("nan")
+
+
+class AlphaMode(IntEnum):
+    """What the alpha controller of a slot is doing."""
+
+    HOLD = 0
+    UP = 1
+    DOWN = 2
+
+
+_INT_EMPTY = {
+    "stage": int(Stage.DORMANT),
+    "blueprint": int(Blueprint.NOOP),
+    "operator": int(Operator.ADD),
+    "curve": int(Curve.LINEAR),
+    "alpha_mode": int(AlphaMode.HOLD),
+    "ramp_done": 0,
+    "ramp_total": 0,
+    "age": 0,
+    "stage_age": 0,
+    "cooldown": 0,
+    "seed_id": -1,
+    "parameters": 0,
+}
+_FLOAT_EMPTY = {
+    "alpha": 0.0,
+    "alpha_start": 0.0,
+    "alpha_target": 0.0,
+    "contribution": NOT_MEASURED,
+    "contribution_se": NOT_MEASURED,
+    "incubator_gain": NOT_MEASURED,
+    "incubator_gain_se": NOT_MEASURED,
+    "gradient_norm": NOT_MEASURED,
+    "gradient_ratio": NOT_MEASURED,
+}
+EMPTY_SLOT: dict[str, float] = {**_INT_EMPTY, **_FLOAT_EMPTY}
+"""What an empty slot holds in each array of [R, S]."""
+
+
+@dataclass
+class SlotTensors:
+    """Structure of arrays [R, S]: int64 for indices and counts, float32 for quantities.
+
+    Attributes
+    ----------
+    stage, blueprint, operator, curve, alpha_mode
+        Values of `Stage`, `Blueprint`, `Operator`, `Curve`, `AlphaMode`.
+    ramp_done, ramp_total
+        Decisions of the current (or, before blending, the agreed) ramp.
+    age, stage_age
+        Decisions since germination, and completed in the present stage.
+    cooldown
+        Decisions left in CULLED, EMBARGOED or RESETTING.
+    seed_id
+        The k of "the k-th seed of this row", -1 where there is none.
+    parameters
+        Learned numbers of the seed.
+    alpha, alpha_start, alpha_target
+        Share of the seed in the forward pass: now, at the ramp's start, at its end.
+    contribution, contribution_se
+        How much the blended seed lowers the reward-validation loss, and its standard error (nats).
+    incubator_gain, incubator_gain_se
+        How much the seed in TRAINING would lower it if blended at its target (nats).
+    gradient_norm, gradient_ratio
+        Mean norm of the seed's gradient in the last decision; its root mean square over the host's.
+    seeds_made
+        [R], seeds germinated so far.
+    """
+
+    stage: torch.Tensor
+    blueprint: torch.Tensor
+    operator: torch.Tensor
+    curve: torch.Tensor
+    alpha_mode: torch.Tensor
+    ramp_done: torch.Tensor
+    ramp_total: torch.Tensor
+    age: torch.Tensor
+    stage_age: torch.Tensor
+    cooldown: torch.Tensor
+    seed_id: torch.Tensor
+    parameters: torch.Tensor
+    alpha: torch.Tensor
+    alpha_start: torch.Tensor
+    alpha_target: torch.Tensor
+    contribution: torch.Tensor
+    contribution_se: torch.Tensor
+    incubator_gain: torch.Tensor
+    incubator_gain_se: torch.Tensor
+    gradient_norm: torch.Tensor
+    gradient_ratio: torch.Tensor
+    seeds_made: torch.Tensor
+
+    @classmethod
+    def empty(cls, rows: int, slots: int, device: torch.device | str = "cpu") -> Self:
+        """All slots dormant."""
+        ints = {k: torch.full((rows, slots), v, dtype=torch.int64, device=device) for k, v in _INT_EMPTY.items()}
+        floats = {k: torch.full((rows, slots), v, dtype=torch.float32, device=device) for k, v in _FLOAT_EMPTY.items()}
+        return cls(**ints, **floats, seeds_made=torch.zeros(rows, dtype=torch.int64, device=device))
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return self.stage.shape[0]
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.stage.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arrays live."""
+        return self.stage.device
+
+    def clone(self) -> Self:
+        """Deep copy."""
+        return type(self)(**{f.name: getattr(self, f.name).clone() for f in fields(self)})
+
+    def fading_RS(self) -> torch.Tensor:
+        """Bool: the seed is on its way to alpha 0, after which it is culled."""
+        return (self.stage == int(Stage.BLENDING)) & (self.alpha_target == 0)
+
+    def structure(self) -> "Structure":
+        """Copy what decides which kernels run to the host, in one transfer."""
+        packed = torch.stack(
+            (
+                self.stage,
+                self.blueprint,
+                self.operator,
+                self.seed_id,
+                (self.alpha > 0).long(),
+                self.fading_RS().long(),
+            ),
+        )
+        stage, blueprint, operator, seed_id, visible, fading = packed.cpu().numpy()
+        return Structure(stage, blueprint, operator, seed_id, visible.astype(bool), fading.astype(bool))
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Host copy of the part of the slots that decides which kernels run; arrays [R, S]."""
+
+    stage: np.ndarray
+    blueprint: np.ndarray
+    operator: np.ndarray
+    seed_id: np.ndarray
+    visible: np.ndarray
+    """Alpha is above 0."""
+    fading: np.ndarray
+
+    def blended(self) -> np.ndarray:
+        """Bool [R, S]: the seed takes part in the host's forward pass.
+
+        A seed at alpha 0 is left out altogether: 0 times a non-finite number would reach the host.
+        """
+        table: np.ndarray = stage_table(BLENDED_STAGES).numpy()
+        mask: np.ndarray = table[self.stage] & self.visible
+        return mask
+
+
+def legal_ops(slots: SlotTensors, fits_SB: torch.Tensor) -> torch.Tensor:
+    """Bool [R, O, S]: which operation is structurally possible on which slot.
+
+    WAIT names no slot and is legal everywhere. Gates are not asked here: they judge a seed, not the structure.
+    CULL is listed where an immediate cull is possible; a gradual one also needs `gradual_cull_legal`.
+    """
+    device = slots.device
+    held = slots.alpha_mode == int(AlphaMode.HOLD)
+    fading = slots.fading_RS()
+    table = _tables(device)
+    legal: dict[Op, torch.Tensor] = {
+        Op.WAIT: torch.ones_like(held),
+        Op.GERMINATE: table["germinate"][slots.stage] & fits_SB.any(1),
+        Op.SET_ALPHA_TARGET: table["retarget"][slots.stage] & held,
+        Op.CULL: table["cull"][slots.stage],
+        Op.FOSSILIZE: table["fossilize"][slots.stage],
+        Op.ADVANCE: table["advance"][slots.stage] & ~fading,
+    }
+    return torch.stack([legal[op] for op in Op], dim=1)
+
+
+def gradual_cull_legal(slots: SlotTensors) -> torch.Tensor:
+    """Bool [R, S]: a cull that fades the seed out (alpha speed above 0) is possible."""
+    return _tables(slots.device)["retarget"][slots.stage] & (slots.alpha_mode == int(AlphaMode.HOLD))
+
+
+_TABLES: dict[torch.device, dict[str, torch.Tensor]] = {}
+
+
+def _tables(device: torch.device) -> dict[str, torch.Tensor]:
+    """Stage sets as lookup tensors, made once for each device."""
+    if device not in _TABLES:
+        _TABLES[device] = {
+            name: stage_table(stages).to(device)
+            for name, stages in {
+                "germinate": GERMINABLE_STAGES,
+                "retarget": RETARGETABLE_STAGES,
+                "cull": CULLABLE_STAGES,
+                "fossilize": FOSSILIZABLE_STAGES,
+                "advance": ADVANCABLE_STAGES,
+            }.items()
+        }
+    return _TABLES[device]

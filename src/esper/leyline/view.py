@@ -1,0 +1,55 @@
+"""What a controller sees and what it is: one interface for all of them."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from esper.leyline.checks import GateReport, Outcome
+from esper.leyline.sites import SlotConfig
+from esper.leyline.slots import SlotTensors
+
+
+@dataclass(frozen=True)
+class PopulationView:
+    """A population between two decisions; losses in nats, accuracies as fractions, NaN where not measured.
+
+    Attributes
+    ----------
+    decision, horizon
+        Decisions made so far, and of the whole episode.
+    slots
+        The slot tensors; a controller reads them and never writes.
+    slot_config, fits_SB
+        Names and kinds of the slots; which blueprints fit (bool).
+    gates
+        What each gate would say now.
+    train_loss_R, val_loss_R, val_accuracy_R
+        Mean training loss of the last decision; loss and accuracy on reward-validation after it.
+    host_parameters
+        Learned numbers of one host without seeds.
+    last
+        Outcome of the previous decision; None before the first.
+    """
+
+    decision: int
+    horizon: int
+    slots: SlotTensors
+    slot_config: SlotConfig
+    fits_SB: torch.Tensor
+    gates: GateReport
+    train_loss_R: torch.Tensor
+    val_loss_R: torch.Tensor
+    val_accuracy_R: torch.Tensor
+    host_parameters: int
+    last: Outcome | None
+
+
+class Controller(Protocol):
+    """Decides for a whole population at once."""
+
+    def observe(self, view: PopulationView) -> None:
+        """Take in the state before a decision; called once for each decision, in order."""
+
+    def act(self) -> torch.Tensor:
+        """Int64 [R, HEAD_COUNT]: one action for each row of the view observed last."""

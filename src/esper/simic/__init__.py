@@ -1,0 +1,1 @@
+"""Learning and episodes: where a population and a controller meet."""

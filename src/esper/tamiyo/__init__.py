@@ -1,0 +1,1 @@
+"""Decisions: controllers and what they see."""

@@ -1,0 +1,1 @@
+"""Controllers: never, random, periodic, heuristic, behind one interface."""

@@ -1,0 +1,1 @@
+"""Execution: tasks, data, population training, evaluation, contributions."""
