@@ -19,6 +19,7 @@ from torch import Tensor
 
 from esper.kasmina.isolation import ste_forward
 from esper.kasmina.plan import Call
+from esper.kasmina.rows.core import to_lanes
 
 
 class _Gather(torch.autograd.Function):
@@ -90,7 +91,7 @@ def blend(h: Tensor, calls: tuple[Call, ...], lanes: int, lane_axis: int, module
     """
     if not calls:
         return h
-    streams = h if lane_axis == 0 else h.unflatten(1, (lanes, -1))
+    streams = h if lane_axis == 0 else to_lanes(h, h.shape[1] // lanes)
     if len(calls) == 1 and calls[0].lanes is None:
         call = calls[0]
         term = _term(call, streams.detach() if call.silent else streams, lane_axis, modules)
@@ -98,12 +99,12 @@ def blend(h: Tensor, calls: tuple[Call, ...], lanes: int, lane_axis: int, module
     else:
         every = torch.arange(lanes, device=h.device)
         chosen = tuple(every if call.lanes is None else call.lanes for call in calls)
-        parts = _Gather.apply(streams, lane_axis, *chosen)
+        parts = _Gather.apply(streams, lane_axis, *chosen)  # type: ignore[no-untyped-call]
         terms = []
         for call, part in zip(calls, parts, strict=True):
             term = _term(call, part.detach() if call.silent else part, lane_axis, modules)
             terms.append(ste_forward(torch.zeros_like(term), term) if call.silent else term)
-        streams = _Scatter.apply(streams, lane_axis, chosen, *terms)
+        streams = _Scatter.apply(streams, lane_axis, chosen, *terms)  # type: ignore[no-untyped-call]
     return streams if lane_axis == 0 else streams.flatten(1, 2)
 
 

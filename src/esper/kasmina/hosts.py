@@ -100,4 +100,4 @@ def _layer(config: HostConfig, inputs: int, width: int) -> list[RowLayer]:
         if axes:
             raise EsperError("host.norm: layer normalises vectors only; use group or batch")
         layers.append(RowLayerNorm(width))
-    return [*layers, RowReLU()]
+    return [*layers, RowReLU()] if config.activation == "relu" else layers

@@ -35,5 +35,5 @@ def ste_forward(host_features: Tensor, seed_features: Tensor) -> Tensor:
     """
     if seed_features.dtype != host_features.dtype:
         seed_features = seed_features.to(host_features.dtype)
-    result: Tensor = _StraightThrough.apply(host_features, seed_features)
+    result: Tensor = _StraightThrough.apply(host_features, seed_features)  # type: ignore[no-untyped-call]
     return result

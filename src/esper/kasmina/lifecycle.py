@@ -60,7 +60,7 @@ class Lifecycle:
 
     def __post_init__(self) -> None:
         sizes = head_sizes(self.slot_config.slots)
-        durations = {stage: 1 for stage in WAITING_STAGES} | {Stage.EMBARGOED: self.embargo}
+        durations = dict.fromkeys(WAITING_STAGES, 1) | {Stage.EMBARGOED: self.embargo}
         counts = [
             [
                 [seed_parameters(b, op, site) if b in BLUEPRINTS_OF_KIND[site.kind] else 0 for op in Operator]
@@ -90,6 +90,11 @@ class Lifecycle:
             "fits": self.fits_SB,
         }
         self._tables = {name: table.to(self.device) for name, table in tables.items()}
+
+    @property
+    def parameter_counts(self) -> Tensor:
+        """Int64 [S, blueprints, operators]: learned numbers of a seed."""
+        return self._tables["counts"]
 
     def apply(self, slots: SlotTensors, actions: Tensor, gates: GateReport) -> Outcome:
         """Perform one action for each row; a refused action changes nothing.
@@ -223,7 +228,7 @@ class Lifecycle:
         _set(slots, "stage_age", mask, 0)
 
     def _cull(self, slots: SlotTensors, mask: Tensor, cooldown: int) -> None:
-        """Empty slots. `cooldown` counts the ticks to EMBARGOED: one more where this decision's tick is still to come."""
+        """Empty slots. `cooldown` counts the ticks to EMBARGOED, this decision's own included if it is to come."""
         for name in _CLEARED:
             _set(slots, name, mask, EMPTY_SLOT[name])
         _set(slots, "stage", mask, int(Stage.CULLED))

@@ -1,4 +1,6 @@
-"""A grown network as a plain PyTorch module. Needs torch and nothing else; this file is copied next to each saved model.
+"""A grown network as a plain PyTorch module.
+
+Needs torch and nothing else; this file is copied next to each saved model.
 
     python model.py            print the network
     from model import load
@@ -16,9 +18,10 @@ import torch
 from torch import nn
 
 LAYERS = (
-    "Linear Embedding Conv1d Conv2d LayerNorm GroupNorm BatchNorm1d BatchNorm2d ReLU "
-    "AvgPool1d AvgPool2d MaxPool1d MaxPool2d"
-).split()
+    *("Linear", "Embedding", "Conv1d", "Conv2d", "ReLU"),
+    *("LayerNorm", "GroupNorm", "BatchNorm1d", "BatchNorm2d"),
+    *("AvgPool1d", "AvgPool2d", "MaxPool1d", "MaxPool2d"),
+)
 """The torch modules that a description may name."""
 DTYPES = {
     "F64": torch.float64,
@@ -61,7 +64,7 @@ class SelfAttention(nn.MultiheadAttention):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Keep the shape."""
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device, x.dtype) if self.causal else None
-        attended, _ = super().forward(x, x, x, need_weights=False, attn_mask=mask, is_causal=self.causal)
+        attended: torch.Tensor = super().forward(x, x, x, need_weights=False, attn_mask=mask, is_causal=self.causal)[0]
         return attended
 
 

@@ -97,19 +97,19 @@ class Branches:
     ----------
     row
         Row of each branch [K].
-    site
-        Site at which it leaves [K].
+    row_K, site_K
+        The row, and the site at which it leaves, on the device.
+    order
+        Where each branch stood in the request [K].
     steps
         The pass that computes them.
     """
 
     row: np.ndarray
-    site: np.ndarray
+    row_K: Tensor
+    site_K: Tensor
+    order: np.ndarray
     steps: Pass
-
-    def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`row` and `site` on the device."""
-        return torch.from_numpy(self.row).to(device), torch.from_numpy(self.site).to(device)
 
 
 class Planner:
@@ -186,7 +186,8 @@ class Planner:
             lane_rows[s + 1] = self._tensor(row[:present])
             on, own = enabled[:present, s], differs[:present, s] & enabled[:present, s]
             calls.append(self._calls(s, row[:present], on, learns=own & train, silent=np.zeros(present, dtype=bool)))
-        return Branches(row, site, Pass(tuple(lane_rows), tuple(entering), tuple(calls), len(row)))
+        steps = Pass(tuple(lane_rows), tuple(entering), tuple(calls), len(row))
+        return Branches(row, self._tensor(row), self._tensor(site), order, steps)
 
     def _calls(
         self, site: int, lane_row: np.ndarray, on: np.ndarray, *, learns: np.ndarray, silent: np.ndarray

@@ -18,12 +18,13 @@ from esper.kasmina.gates import Gates
 from esper.kasmina.hosts import Host
 from esper.kasmina.lifecycle import Lifecycle
 from esper.kasmina.plan import BankKey, Branches, Call, Pass, Planner
+from esper.kasmina.rows.core import to_lanes
 from esper.leyline.actions import Blueprint, Operator, SiteKind
 from esper.leyline.checks import GateReport, Outcome
 from esper.leyline.config import GrowthConfig
 from esper.leyline.sites import fit_table
 from esper.leyline.slots import SlotTensors
-from esper.leyline.stages import INCUBATED_STAGE, OCCUPIED_STAGES, stage_table
+from esper.leyline.stages import INCUBATED_STAGE, OCCUPIED_STAGES, Stage, stage_table
 from esper.leyline.streams import Stream
 
 
@@ -53,6 +54,13 @@ class Population:
         Banks of the seeds by (site, blueprint), and of the learned gates by site.
     slots
         State of the slots; changed by `decide` alone, measurements aside.
+    lane_axis
+        0 where activations are vectors [R, B, D], 1 where they are [B, R*C, ...].
+    base
+        Host copy, bool [R, S]: the seeds in the forward pass.
+    main_pass, training_pass, shadows, probes
+        The passes until the next decision: the plain forward, the one that trains, the shadows of the seeds in the
+        incubator, and one branch for each seed whose worth is measured.
     """
 
     def __init__(
@@ -83,7 +91,7 @@ class Population:
         self.gates = Gates(config.gates, self.device)
         self._segment_sizes = [segment.parameter_count for segment in host.segments]
         self._segment_buffers = np.cumsum([0] + [len(segment.buffers) for segment in host.segments])
-        self._lane_axis = 0 if host.kind is SiteKind.VECTOR else 1
+        self.lane_axis = 0 if host.kind is SiteKind.VECTOR else 1
         self._settle()
 
     @property
@@ -104,6 +112,28 @@ class Population:
     def gate_report(self, host_loss_R: Tensor) -> GateReport:
         """What each gate says now; see `Gates.report`."""
         return self.gates.report(self.slots, host_loss_R)
+
+    @torch.no_grad()
+    def plant(self, blueprint_RS: Tensor) -> None:
+        """Fill empty slots with committed seeds before the first update: what a static network is made of.
+
+        Parameters
+        ----------
+        blueprint_RS
+            Int64, values of `Blueprint`; NOOP leaves a slot empty.
+        """
+        slots = self.slots
+        planted = blueprint_RS.to(self.device) != int(Blueprint.NOOP)
+        sites = torch.arange(slots.slots, device=self.device)
+        counts = self.lifecycle.parameter_counts[sites, blueprint_RS.to(self.device), int(Operator.ADD)]
+        slots.stage[planted] = int(Stage.FOSSILIZED)
+        slots.blueprint[planted] = blueprint_RS.to(self.device)[planted]
+        slots.parameters[planted] = counts[planted]
+        slots.alpha[planted] = slots.alpha_target[planted] = 1.0
+        number = planted.long().cumsum(1) - 1 + slots.seeds_made[:, None]
+        slots.seed_id[planted] = number[planted]
+        slots.seeds_made += planted.sum(1)
+        self._settle()
 
     def _settle(self) -> None:
         """Bring banks and passes in line with the slots: the one device-to-host transfer of a decision."""
@@ -146,8 +176,13 @@ class Population:
         row, site = np.nonzero(incubated | self.base)
         self.probes = planner.branches(self.base, row, self._flipped(row, site), train=False)
         self.planner = planner
-        self._learning = {key: self._lanes(bank, key[0]) for key, bank in self.seeds.items()}
-        self._gate_learning = {site: self._lanes(bank, site) for site, bank in self.seed_gates.items()}
+        learns = incubated | self.base & ~structure.fading
+        placed = [(place, bank) for (place, _), bank in self.seeds.items()]
+        self._learning: list[tuple[Bank, Tensor | None]] = []
+        for place, bank in [*placed, *self.seed_gates.items()]:
+            mask = learns[bank.row, place]
+            if mask.any():
+                self._learning.append((bank, None if mask.all() else torch.from_numpy(mask).to(self.device)))
 
     def _flipped(self, row: np.ndarray, site: np.ndarray) -> np.ndarray:
         """The row's own set of seeds with one slot the other way: in if it was out, out if it was in."""
@@ -155,21 +190,10 @@ class Population:
         enabled[np.arange(len(row)), site] ^= True
         return enabled
 
-    def _lanes(self, bank: Bank, site: int) -> tuple[bool, Tensor | None]:
-        """Whether any seed of a bank learns now, and which (None: all)."""
-        structure = self.structure
-        learns = (structure.stage == int(INCUBATED_STAGE)) | self.base & ~structure.fading
-        mask = learns[bank.row, site]
-        return bool(mask.any()), None if mask.all() else torch.from_numpy(mask).to(self.device)
-
     def learning(self) -> Iterator[tuple[Bank, Tensor | None]]:
         """Banks with a lane that learns now, and its lanes (None: all). A seed that is being faded out is frozen."""
         yield self.hosts, None
-        for banks, lanes in ((self.seeds, self._learning), (self.seed_gates, self._gate_learning)):
-            for key, bank in banks.items():  # type: ignore[attr-defined]
-                any_lane, mask = lanes[key]  # type: ignore[index]
-                if any_lane:
-                    yield bank, mask
+        yield from self._learning
 
     def forward(self, x: Tensor, steps: Pass, *, training: bool, keep: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Compute the logits of all rows.
@@ -198,11 +222,11 @@ class Population:
             if number < len(steps.calls):
                 if keep:
                     streams.append(x)
-                x = blend(x, steps.calls[number], steps.lanes, self._lane_axis, self._modules(live=True))
+                x = blend(x, steps.calls[number], steps.lanes, self.lane_axis, self._modules(live=True))
         return x, streams
 
     def branch(self, streams: list[Tensor], branches: Branches, *, training: bool) -> Tensor:
-        """Compute branches of the last `forward`: logits [K, B, classes]. Only seeds that a call trains get gradients."""
+        """Compute branches of the last `forward`: logits [K, B, classes]. Only seeds that learn get gradients."""
         steps = branches.steps
         weights = self.hosts.theta.detach().split(self._segment_sizes, dim=1)
         modules = self._modules(live=False)
@@ -220,17 +244,17 @@ class Population:
                 entering = steps.entering[number]
                 if entering is not None:
                     joined = self._select(streams[number].detach(), entering)
-                    x = joined if x is None else torch.cat((x, joined), self._lane_axis)
+                    x = joined if x is None else torch.cat((x, joined), self.lane_axis)
                 assert x is not None
                 lanes = len(steps.lane_rows[number + 1])  # type: ignore[arg-type]
-                x = blend(x, steps.calls[number], lanes, self._lane_axis, modules)
+                x = blend(x, steps.calls[number], lanes, self.lane_axis, modules)
         assert x is not None
         return x
 
     def _select(self, stream: Tensor, rows: Tensor) -> Tensor:
-        if self._lane_axis == 0:
+        if self.lane_axis == 0:
             return stream.index_select(0, rows)
-        return stream.unflatten(1, (self.rows, -1)).index_select(1, rows).flatten(1, 2)
+        return to_lanes(stream, stream.shape[1] // self.rows).index_select(1, rows).flatten(1, 2)
 
     def _modules(self, *, live: bool) -> SiteModules:
         """The seeds as functions; without `live`, only calls that learn see the parameters themselves."""

@@ -32,6 +32,8 @@ class HostConfig(Frozen):
     """Kernel size of the convolutions; odd, so that they keep the extent."""
     norm: Literal["none", "group", "batch", "layer"] = "none"
     """Normalisation behind each layer (layer: vectors only; group: one group)."""
+    activation: Literal["relu", "none"] = "relu"
+    """Behind each layer; without one the host is linear, whatever its depth."""
     pooling: Literal["none", "average", "max"] = "none"
     """Halves the extent at the start of each segment after the first."""
 
@@ -48,7 +50,7 @@ class OptimizerConfig(Frozen):
 
     method: Literal["adamw", "sgd"] = "adamw"
     """Optimizer of hosts and seeds."""
-    learning_rate: Rate = 0.003
+    learning_rate: Rate = 0.005
     """Peak learning rate."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of the run's updates in which the rate rises linearly from 0."""

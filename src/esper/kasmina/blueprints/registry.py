@@ -8,7 +8,7 @@ first update (PRIOR-ART: a zeroed convolution in front of a norm and a ReLU neve
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 from esper.kasmina.rows.convolution import RowConv1d, RowConv2d
 from esper.kasmina.rows.core import RowLayer, RowSequential
@@ -79,7 +79,7 @@ BUILDERS: dict[SiteKind, Callable[[Blueprint, int], RowLayer]] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def seed_layer(blueprint: Blueprint, site: Site) -> RowLayer:
     """Row layer of a seed at a site, from activations to delta.
 
@@ -93,7 +93,7 @@ def seed_layer(blueprint: Blueprint, site: Site) -> RowLayer:
     return BUILDERS[site.kind](blueprint, site.width)
 
 
-@lru_cache(maxsize=None)
+@cache
 def gate_layer(site: Site) -> RowLayer:
     """Row layer of the learned gate of operator GATE, before its sigmoid: one number for each example."""
     # At 0 the gate stands at one half and moves as soon as the seed does.

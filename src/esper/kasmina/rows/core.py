@@ -90,7 +90,10 @@ class RowLayer(ABC):
         One `split` keeps the gradient of the whole table a single concatenation.
         """
         pieces = flat_LP.split([p.size for p in self.params], dim=1)
-        return [piece.unflatten(1, p.shape) if len(p.shape) != 1 else piece for piece, p in zip(pieces, self.params)]
+        return [
+            piece.unflatten(1, p.shape) if len(p.shape) != 1 else piece
+            for piece, p in zip(pieces, self.params, strict=True)
+        ]
 
     def initial(self, uniform_LP: Tensor) -> Tensor:
         """Initial flat table [L, P] from uniform numbers in (0, 1) of the same shape."""
@@ -138,6 +141,11 @@ class RowSequential(RowLayer):
             "type": "Sequential",
             "children": {str(i): layer.plain() for i, layer in enumerate(self.layers)},
         }
+
+
+def to_lanes(x: Tensor, channels: int) -> Tensor:
+    """[B, L*C, ...] as [B, L, C, ...]."""
+    return x.reshape(x.shape[0], -1, channels, *x.shape[2:])
 
 
 def leaf(torch_type: str, **args: Any) -> Plain:

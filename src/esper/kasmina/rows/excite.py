@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from esper.kasmina.rows.core import Plain, RowLayer, RowSequential, Shape
+from esper.kasmina.rows.core import Plain, RowLayer, RowSequential, Shape, to_lanes
 from esper.kasmina.rows.dense import RowLinear
 from esper.kasmina.rows.shaping import RowReLU
 
@@ -28,7 +28,7 @@ class RowExcite(RowLayer):
     def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
         if self.axes == 0:
             return x * self.squeeze.forward(x, params, buffers, training=training).tanh()
-        pooled_LBC = x.flatten(2).mean(2).unflatten(1, (-1, self.features)).transpose(0, 1)
+        pooled_LBC = to_lanes(x.flatten(2).mean(2), self.features).transpose(0, 1)
         scale_LBC = self.squeeze.forward(pooled_LBC, params, buffers, training=training).tanh()
         return x * scale_LBC.transpose(0, 1).reshape(*x.shape[:2], *[1] * self.axes)
 

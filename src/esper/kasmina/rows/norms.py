@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from esper.kasmina.rows.core import Plain, RowLayer, Shape, constant, leaf
+from esper.kasmina.rows.core import Plain, RowLayer, Shape, constant, leaf, to_lanes
 
 
 class _RowNorm(RowLayer):
@@ -93,7 +93,7 @@ class RowBatchNorm(_RowNorm):
             return F.batch_norm(x, mean, var, weight, bias, training=training)
         flat = x.transpose(0, 1).flatten(1)
         y = F.batch_norm(flat, mean, var, weight, bias, training=training)
-        return y.unflatten(1, (x.shape[0], self.features)).transpose(0, 1)
+        return to_lanes(y, self.features).transpose(0, 1)
 
     def plain(self) -> Plain:
         return leaf(f"BatchNorm{max(1, self.axes)}d", num_features=self.features)

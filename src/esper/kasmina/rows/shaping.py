@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from esper.kasmina.rows.core import Plain, RowLayer, Shape, leaf
+from esper.kasmina.rows.core import Plain, RowLayer, Shape, leaf, to_lanes
 
 
 class RowReLU(RowLayer):
@@ -48,7 +48,7 @@ class RowGlobalMean(RowLayer):
         self.channels = channels
 
     def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
-        return x.flatten(2).mean(2).unflatten(1, (-1, self.channels)).transpose(0, 1)
+        return to_lanes(x.flatten(2).mean(2), self.channels).transpose(0, 1)
 
     def output_shape(self, shape: Shape) -> Shape:
         return (self.channels,)

@@ -49,7 +49,7 @@ class Recipe:
         Blueprint.LORA_SMALL,
         Blueprint.NORM,
     )
-    """Blueprints in the order of their turn, the most capable first."""
+    """Every blueprint but NOOP in the order of their turn, the most capable first."""
 
 
 RECIPE = Recipe()
@@ -129,7 +129,7 @@ class Gardener:
         Turns count the fitting blueprints only, so that successive turns name different ones.
         """
         fits_RP = fits_RB[:, self._order_P]
-        # An unfit blueprint costs infinitely much: it wins only where none fits, and nothing is germinated.
+        # What does not fit can only win where nothing fits, and there nothing is germinated.
         penalty_RP = torch.where(fits_RB, penalty_RB, torch.inf)[:, self._order_P]
         place_RP = fits_RP.cumsum(1) - 1
         wait_RP = (place_RP - turn_R[:, None]) % fits_RP.sum(1, keepdim=True).clamp_min(1)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from esper.leyline.errors import EsperError
-from esper.leyline.sites import SlotConfig
 from esper.leyline.view import Controller
 from esper.tamiyo.controllers.heuristic import HeuristicController
 from esper.tamiyo.controllers.never import NeverController
@@ -19,9 +18,7 @@ class Setting:
     """What is known when a controller is made: see `make_controller`."""
 
     rows: int
-    slot_config: SlotConfig
-    fits_SB: torch.Tensor
-    horizon: int
+    slots: int
     seed: int
     row_ids_R: torch.Tensor
     device: torch.device | str
@@ -29,9 +26,9 @@ class Setting:
 
 CONTROLLERS: dict[str, Callable[[Setting], Controller]] = {
     "never": lambda s: NeverController(s.rows, device=s.device),
-    "random": lambda s: RandomController(s.seed, s.row_ids_R, slots=s.slot_config.slots),
+    "random": lambda s: RandomController(s.seed, s.row_ids_R, slots=s.slots),
     "periodic": lambda s: PeriodicController(device=s.device),
-    "heuristic": lambda s: HeuristicController(s.rows, s.slot_config.slots, device=s.device),
+    "heuristic": lambda s: HeuristicController(s.rows, s.slots, device=s.device),
 }
 
 
@@ -39,11 +36,9 @@ def make_controller(
     name: str,
     *,
     rows: int,
-    slot_config: SlotConfig,
-    fits_SB: torch.Tensor,
-    horizon: int,
+    slots: int,
     seed: int,
-    row_ids: torch.Tensor | None = None,
+    row_ids_R: torch.Tensor,
     device: torch.device | str = "cpu",
 ) -> Controller:
     """Make a controller for one episode.
@@ -54,14 +49,12 @@ def make_controller(
         Key of `CONTROLLERS`.
     rows
         Number of rows.
-    slot_config, fits_SB
-        Names and kinds of the slots; which blueprints fit.
-    horizon
-        Decisions of the episode.
+    slots
+        Slots of each row.
     seed
         Seed of the run.
-    row_ids
-        Int64 [rows], the identities of the rows; 0, 1, ... if left out.
+    row_ids_R
+        Int64, the identities of the rows.
     device
         Where the views live.
 
@@ -71,6 +64,5 @@ def make_controller(
         No controller has this name.
     """
     if name not in CONTROLLERS:
-        raise EsperError(f"unknown controller {name!r}; known: {', '.join(CONTROLLERS)}")
-    ids_R = torch.arange(rows) if row_ids is None else row_ids
-    return CONTROLLERS[name](Setting(rows, slot_config, fits_SB, horizon, seed, ids_R.to(device), device))
+        raise EsperError(f"controller: unknown controller {name!r}; known: {', '.join(CONTROLLERS)}")
+    return CONTROLLERS[name](Setting(rows, slots, seed, row_ids_R.to(device), device))

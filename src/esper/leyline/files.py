@@ -1,0 +1,79 @@
+"""Files that are whole or absent."""
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from esper.leyline.errors import EsperError
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write to a temporary name beside `path`, sync, and rename.
+
+    Raises
+    ------
+    EsperError
+        The file cannot be written; nothing is left behind, and what was there before stays.
+    """
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise _cannot_write(path, error) from error
+
+
+class LineFile:
+    """A file that grows by whole lines: a line that does not fit on the disk leaves nothing of itself.
+
+    Parameters
+    ----------
+    path
+        Created empty.
+
+    Raises
+    ------
+    EsperError
+        The file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file: IO[bytes] = path.open("wb", buffering=0)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        self._end = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.close()
+
+    def write(self, line: str) -> None:
+        """Append one line."""
+        data = line.encode() + b"\n"
+        try:
+            written = 0
+            while written < len(data):
+                written += self._file.write(data[written:]) or 0
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._end)
+            raise _cannot_write(self.path, error) from error
+        self._end += len(data)
+
+
+def _cannot_write(path: Path, error: OSError) -> EsperError:
+    return EsperError(f"cannot write {path}: {error.strerror or error}; free the disk or choose another folder")

@@ -1,0 +1,120 @@
+"""`esper grow`: grow one network, train its controls, save everything."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from esper.leyline.config import RUN_FOLDER, RunConfig
+from esper.leyline.errors import EsperError
+from esper.scripts.display import Display, result_table
+from esper.scripts.errors import validation_line
+from esper.simic.grow import ARMS, ROW, Arm, ArmResult
+from esper.simic.run_folder import CONFIG, RunFolder
+from esper.tolaria.machine import check_device, tune_process
+from esper.tolaria.tasks import load_task
+
+INTERRUPTED = 130
+"""Exit code of a run that ctrl-C ended, as shells have it."""
+
+
+class _Interrupt:
+    """The first ctrl-C asks the run to end after its decision; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Listen for the duration."""
+        before = signal.signal(signal.SIGINT, self)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def grow(config: RunConfig, *, out: Path | None, replace: bool) -> int:
+    """Grow one network and compare it with its controls; give the exit code."""
+    console = Console()
+    check_device(config.device)
+    tune_process(os.cpu_count() or 1)
+    path = out or RUN_FOLDER / f"{config.task}-{config.host}-{config.controller}-seed{config.seed}"
+    task = load_task(config.task, config.host, config.device)
+    arms = [Arm(config, task, "grown")]
+    folder = RunFolder(path, config, replace=replace)
+    interrupt = _Interrupt()
+    results: list[ArmResult] = []
+    started = time.perf_counter()
+    try:
+        with interrupt.watching(), Display(console, config, len(ARMS)) as display:
+            for name in ARMS:
+                arm = arms.pop() if arms else Arm(config, task, name)
+                for line, events in arm.run(lambda: interrupt.asked):
+                    if name == "grown":
+                        folder.decision(line.to_dict())
+                        for event in events:
+                            folder.event(event.to_dict())
+                    display.show(name, line, events)
+                if name == "grown":
+                    folder.model(arm.episode.population, ROW)
+                if interrupt.asked:
+                    break
+                results.append(arm.result())
+        folder.result(
+            {
+                "status": "interrupted" if interrupt.asked else "finished",
+                "decisions": arm.episode.decision,
+                "arm": arm.name,
+                "seconds": time.perf_counter() - started,
+                "arms": [asdict(result) for result in results],
+            }
+        )
+    finally:
+        folder.close()
+    if results:
+        console.print(result_table(results))
+    if interrupt.asked:
+        again = f"esper grow --config {shlex.quote(str(path / CONFIG))} --out {shlex.quote(str(path) + '-again')}"
+        console.print(
+            f"Stopped after decision {arm.episode.decision} of {config.training.horizon} ({arm.name}). "
+            f"Kept in {path}: history, events and the model so far. "
+            f"A stopped run cannot go on yet; run it again with: {again}",
+            soft_wrap=True,
+        )
+        return INTERRUPTED
+    console.print(f"Saved in {path}. Load it without Esper: python {path / 'model.py'}", soft_wrap=True)
+    return 0
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read the configuration of an earlier run.
+
+    Raises
+    ------
+    EsperError
+        The file is missing, damaged, or holds something else.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise EsperError(f"config: cannot read {path}: {reason}; name the config.json of a run") from error
+    try:
+        return RunConfig.model_validate_json(text)
+    except ValueError as error:
+        raise EsperError(f"config: {path}: {validation_line(error)}") from error

@@ -1,0 +1,116 @@
+"""The command line: `esper grow`, `esper tasks`, `esper doctor`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from esper.leyline.config import RunConfig
+from esper.leyline.errors import EsperError
+from esper.scripts.doctor import doctor
+from esper.scripts.errors import parse_line
+from esper.scripts.grow import INTERRUPTED, grow, read_config
+from esper.tolaria.tasks import TASKS, load_task
+
+BAD_INPUT = 2
+"""Exit code where the user can put it right."""
+
+
+def tasks() -> int:
+    """List the tasks with their hosts."""
+    table = Table("task", "host", "parameters", "slots", "multiply-adds", "about", title="Tasks")
+    for config in TASKS.values():
+        for which in ("impaired", "ample"):
+            host = load_task(config.name, which).host
+            numbers = (f"{host.body.parameter_count:,}", str(host.slot_config.slots), f"{host.cost():,}")
+            table.add_row(config.name, which, *numbers, config.summary)
+    Console().print(table)
+    return 0
+
+
+def _commands(default: RunConfig) -> dict[str, Callable[..., int]]:
+    def grow_command(
+        config: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = default,
+        out: Path | None = None,
+        replace: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    ) -> int:
+        """Grow one network, then train its controls: the host alone, and the host with every slot filled.
+
+        Parameters
+        ----------
+        config
+            The run. --config FILE starts from the config.json of an earlier one.
+        out
+            Folder of the run; by default named after the run, in runs/.
+        replace
+            Overwrite an earlier run in that folder.
+        """
+        return grow(config, out=out, replace=replace)
+
+    return {"grow": grow_command, "tasks": tasks, "doctor": doctor}
+
+
+def _take_config(arguments: list[str]) -> RunConfig:
+    """Take `--config FILE` out of the arguments: it gives the defaults of all others."""
+    for at, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name != "--config":
+            continue
+        if not equals and at + 1 == len(arguments):
+            raise EsperError("--config: a file is missing behind it; name the config.json of a run")
+        path = value if equals else arguments[at + 1]
+        del arguments[at : at + (1 if equals else 2)]
+        return read_config(Path(path))
+    return RunConfig()
+
+
+def _parse_and_run(arguments: list[str]) -> int:
+    default = _take_config(arguments)
+    complaint = io.StringIO()
+    chosen: list[Callable[[], int]] = []
+
+    def later(command: Callable[..., int]) -> Callable[..., None]:
+        """Keep the command for after parsing, so that only the parser's own messages are captured."""
+
+        @functools.wraps(command)
+        def keep(*args: object, **kwargs: object) -> None:
+            chosen.append(lambda: command(*args, **kwargs))
+
+        return keep
+
+    commands = {name: later(command) for name, command in _commands(default).items()}
+    try:
+        with contextlib.redirect_stderr(complaint):
+            tyro.extras.subcommand_cli_from_dict(
+                commands, prog="esper", description="Grow neural networks while they train.", args=arguments
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            return 0
+        raise EsperError(parse_line(complaint.getvalue())) from None
+    return chosen[0]()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and give its exit code: 0, 2 for bad input, 130 for ctrl-C."""
+    try:
+        return _parse_and_run(list(sys.argv[1:] if arguments is None else arguments))
+    except EsperError as error:
+        print(f"esper: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("esper: stopped at once", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

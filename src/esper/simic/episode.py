@@ -1,0 +1,206 @@
+"""An episode: a population and a controller, decision by decision.
+
+Shapes: R rows, S slots, C gate checks, H heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esper.kasmina.population import Population
+from esper.leyline.actions import Blueprint, SiteKind
+from esper.leyline.checks import GateReport, Outcome
+from esper.leyline.config import RunConfig
+from esper.leyline.slots import EMPTY_SLOT, NOT_MEASURED
+from esper.leyline.view import Controller, PopulationView
+from esper.tamiyo.controllers.registry import make_controller
+from esper.tolaria.batches import BatchOrder
+from esper.tolaria.evaluation import measure
+from esper.tolaria.tasks import Task
+from esper.tolaria.training import Trainer
+
+STATIC_BLUEPRINT = {
+    SiteKind.VECTOR: Blueprint.MLP_LARGE,
+    SiteKind.SIGNAL: Blueprint.CONV_HEAVY,
+    SiteKind.IMAGE: Blueprint.CONV_HEAVY,
+}
+"""What fills every slot of the static network with everything from the start: the largest that fits."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Host copy of one decision and of the state after its updates.
+
+    Losses in nats, accuracies as fractions, NaN where not measured.
+
+    Attributes
+    ----------
+    decision
+        Number of the decision, from 0.
+    action_RH, accepted_R, refused_by_R, before_R, after_R
+        What was asked, and what came of it (values of `Check` and `Stage`).
+    value_CRS, passed_CRS, limit_C
+        The gates before the action.
+    stage_before_RS
+        Stages before the action.
+    slots
+        The slot arrays after the updates, by name.
+    train_loss_R, val_loss_R, val_accuracy_R
+        Mean training loss of the decision; loss and accuracy on reward-validation after it.
+    """
+
+    decision: int
+    action_RH: np.ndarray
+    accepted_R: np.ndarray
+    refused_by_R: np.ndarray
+    before_R: np.ndarray
+    after_R: np.ndarray
+    value_CRS: np.ndarray
+    passed_CRS: np.ndarray
+    limit_C: np.ndarray
+    stage_before_RS: np.ndarray
+    slots: dict[str, np.ndarray]
+    train_loss_R: np.ndarray
+    val_loss_R: np.ndarray
+    val_accuracy_R: np.ndarray
+
+
+class Episode:
+    """One population from initialisation to its last update.
+
+    Parameters
+    ----------
+    config
+        The run.
+    task
+        Its task, loaded.
+    controller
+        Name of the controller; the run's own, or that of a control.
+    row_ids_R
+        Int64: a row's id decides its initialisation and its data order.
+    static
+        Fill every slot with a committed seed before the first update.
+    dtype
+        Of the parameters.
+
+    Raises
+    ------
+    EsperError
+        No such controller, or no allowed blueprint fits the host.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        controller: str,
+        row_ids_R: Tensor,
+        *,
+        static: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.config, self.task = config, task
+        row_ids_R = row_ids_R.to(config.device)
+        self.population = Population(
+            task.host,
+            config.growth,
+            config.seed,
+            row_ids_R,
+            allowed=config.allowed_blueprints(),
+            device=config.device,
+            dtype=dtype,
+        )
+        population = self.population
+        self.controller: Controller = make_controller(
+            controller,
+            rows=population.rows,
+            slots=population.slots.slots,
+            seed=config.seed,
+            row_ids_R=row_ids_R,
+            device=config.device,
+        )
+        if static:
+            kind = STATIC_BLUEPRINT[task.host.kind]
+            population.plant(torch.full((population.rows, population.slots.slots), int(kind)))
+        training = config.training
+        order = BatchOrder(config.seed, row_ids_R, len(task.data.train.y), training.batch_size)
+        updates = training.horizon * training.updates_per_decision
+        self.trainer = Trainer(population, task.data.train, order, config.optimizer, updates)
+        self.decision = 0
+        unmeasured_R = torch.full((population.rows,), NOT_MEASURED, device=population.device)
+        self._train_loss_R = self._val_loss_R = self._val_accuracy_R = unmeasured_R
+        self._last: Outcome | None = None
+        self._stage_before_RS = population.structure.stage
+        self._action_RH: Tensor | None = None
+        self._gates: GateReport | None = None
+
+    @property
+    def done(self) -> bool:
+        """All decisions of the episode are made."""
+        return self.decision >= self.config.training.horizon
+
+    def advance(self) -> None:
+        """Make one decision, its updates and the measurements after them."""
+        population = self.population
+        self._gates = population.gate_report(self._val_loss_R)
+        self.controller.observe(self._view(self._gates))
+        self._action_RH = self.controller.act()
+        self._stage_before_RS = population.structure.stage
+        self._last = population.decide(self._action_RH, self._gates)
+        self._train_loss_R = self.trainer.run(self.config.training.updates_per_decision)
+        evaluation = measure(population, self.task.data.reward_validation)
+        self._val_loss_R, self._val_accuracy_R = evaluation.loss_R, evaluation.accuracy_R
+        self.decision += 1
+
+    def _view(self, gates: GateReport) -> PopulationView:
+        population = self.population
+        return PopulationView(
+            decision=self.decision,
+            horizon=self.config.training.horizon,
+            slots=population.slots,
+            slot_config=self.task.host.slot_config,
+            fits_SB=population.fits_SB,
+            gates=gates,
+            train_loss_R=self._train_loss_R,
+            val_loss_R=self._val_loss_R,
+            val_accuracy_R=self._val_accuracy_R,
+            host_parameters=population.hosts.layer.parameter_count,
+            last=self._last,
+        )
+
+    def step(self) -> Step:
+        """Copy the last decision to the host, in one transfer.
+
+        Raises
+        ------
+        RuntimeError
+            No decision was made yet.
+        """
+        if self._action_RH is None or self._gates is None or self._last is None:
+            raise RuntimeError("call advance() before step()")
+        tensors = {
+            "action_RH": self._action_RH,
+            **{f"{f.name}_R": getattr(self._last, f.name) for f in fields(Outcome)},
+            **{f.name: getattr(self._gates, f.name) for f in fields(GateReport)},
+            "train_loss_R": self._train_loss_R,
+            "val_loss_R": self._val_loss_R,
+            "val_accuracy_R": self._val_accuracy_R,
+            **{f"slots.{name}": getattr(self.population.slots, name) for name in EMPTY_SLOT},
+        }
+        host = _to_host(tensors)
+        slots = {name: host.pop(f"slots.{name}") for name in EMPTY_SLOT}
+        return Step(decision=self.decision - 1, stage_before_RS=self._stage_before_RS, slots=slots, **host)
+
+
+def _to_host(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Copy tensors to the host in one transfer; float64 holds every value of theirs exactly."""
+    packed = torch.cat([t.detach().reshape(-1).double() for t in tensors.values()]).cpu()
+    pieces = packed.split([t.numel() for t in tensors.values()])
+    return {
+        name: piece.to(tensor.dtype).numpy().reshape(tensor.shape)
+        for (name, tensor), piece in zip(tensors.items(), pieces, strict=True)
+    }

@@ -1,0 +1,154 @@
+"""The main job: grow one network, then train its two controls under the same conditions.
+
+The arms share initialisation, data order and number of updates, and run one after the other so that each has its own
+seconds: the grown network, the host alone, and the host with every slot filled from the start.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from esper.leyline.actions import Blueprint, Operator
+from esper.leyline.config import RunConfig
+from esper.leyline.stages import OCCUPIED_STAGES, Stage
+from esper.simic.episode import Episode, Step
+from esper.simic.story import Event, events_of
+from esper.tolaria.evaluation import evaluate
+from esper.tolaria.tasks import Task
+
+ROW = 0
+"""A grow run is a population of one."""
+ARMS: dict[str, tuple[str | None, bool]] = {
+    "grown": (None, False),
+    "host alone": ("never", False),
+    "everything from the start": ("never", True),
+}
+"""Name of each arm: its controller (None: the run's own), and whether every slot is filled before the start."""
+
+
+@dataclass(frozen=True)
+class SlotLine:
+    """One slot after a decision; None where not measured."""
+
+    slot: str
+    stage: str
+    blueprint: str | None
+    operator: str | None
+    alpha: float
+    parameters: int
+    contribution: float | None
+    contribution_se: float | None
+    incubator_gain: float | None
+    incubator_gain_se: float | None
+    gradient_ratio: float | None
+
+
+@dataclass(frozen=True)
+class DecisionLine:
+    """The run after a decision: losses in nats, accuracy as a fraction, times in seconds."""
+
+    decision: int
+    updates: int
+    seconds: float
+    train_loss: float | None
+    val_loss: float | None
+    val_accuracy: float | None
+    parameters: int
+    slots: tuple[SlotLine, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON line."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm on the test split."""
+
+    arm: str
+    test_accuracy: float
+    test_loss: float | None
+    parameters: int
+    seconds: float
+    decisions: int
+
+
+class Arm:
+    """One arm of a grow run.
+
+    Parameters
+    ----------
+    config, task
+        The run.
+    name
+        Key of `ARMS`.
+    """
+
+    def __init__(self, config: RunConfig, task: Task, name: str) -> None:
+        self.config, self.task, self.name = config, task, name
+        controller, static = ARMS[name]
+        ids = torch.zeros(1, dtype=torch.int64)
+        self.episode = Episode(config, task, controller or config.controller, ids, static=static)
+        self.seconds = 0.0
+
+    def run(self, stopped: Callable[[], bool]) -> Iterator[tuple[DecisionLine, list[Event]]]:
+        """Make decisions until the episode ends or `stopped` says so, giving what happened in each."""
+        while not self.episode.done and not stopped():
+            start = time.perf_counter()
+            self.episode.advance()
+            step = self.episode.step()
+            self.seconds += time.perf_counter() - start
+            yield self._line(step), events_of(step, ROW, self.task.host.slot_config)
+
+    @property
+    def parameters(self) -> int:
+        """Learned numbers of the network in the forward pass, those of its seeds included."""
+        population = self.episode.population
+        added = population.slots.parameters[ROW][torch.from_numpy(population.base[ROW])].sum()
+        return population.hosts.layer.parameter_count + int(added)
+
+    def result(self) -> ArmResult:
+        """Evaluate on the test split: once, at the end."""
+        test = evaluate(self.episode.population, self.task.data.test)
+        loss, accuracy = float(test.loss_R[ROW]), float(test.accuracy_R[ROW])
+        return ArmResult(self.name, accuracy, _number(loss), self.parameters, self.seconds, self.episode.decision)
+
+    def _line(self, step: Step) -> DecisionLine:
+        return DecisionLine(
+            decision=step.decision,
+            updates=self.episode.trainer.update,
+            seconds=self.seconds,
+            train_loss=_number(float(step.train_loss_R[ROW])),
+            val_loss=_number(float(step.val_loss_R[ROW])),
+            val_accuracy=_number(float(step.val_accuracy_R[ROW])),
+            parameters=self.parameters,
+            slots=tuple(
+                _slot_line(step, number, slot) for number, slot in enumerate(self.task.host.slot_config.slot_ids)
+            ),
+        )
+
+
+def _slot_line(step: Step, number: int, slot: str) -> SlotLine:
+    values = {name: array[ROW, number].item() for name, array in step.slots.items()}
+    stage = Stage(values["stage"])
+    occupied = stage in OCCUPIED_STAGES
+    measured = ("contribution", "contribution_se", "incubator_gain", "incubator_gain_se", "gradient_ratio")
+    return SlotLine(
+        slot=slot,
+        stage=stage.name,
+        blueprint=Blueprint(values["blueprint"]).name.lower() if occupied else None,
+        operator=Operator(values["operator"]).name.lower() if occupied else None,
+        alpha=values["alpha"],
+        parameters=values["parameters"],
+        **{name: _number(values[name]) for name in measured},
+    )
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,109 @@
+"""Evaluation: loss and accuracy of every row, and what each seed is worth.
+
+Shapes: R rows, S slots, K branches, E examples of a split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esper.kasmina.plan import Branches
+from esper.kasmina.population import Population
+from esper.leyline.slots import NOT_MEASURED
+from esper.leyline.stages import INCUBATED_STAGE
+from esper.tolaria.batches import shared
+from esper.tolaria.datasets import Split
+from esper.tolaria.training import example_losses
+
+CHUNK = 128
+"""Examples in one pass of an evaluation: the activations of 64 small hosts stay near the cache."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss (nats) and accuracy (fraction) of each row [R] on one split."""
+
+    loss_R: Tensor
+    accuracy_R: Tensor
+
+
+@torch.no_grad()
+def evaluate(population: Population, split: Split) -> Evaluation:
+    """Evaluate every row on a split, as the network that its export would be."""
+    loss_RE, correct_RE, _ = _losses(population, split, None)
+    return Evaluation(loss_RE.mean(1), correct_RE.mean(1))
+
+
+@torch.no_grad()
+def measure(population: Population, split: Split) -> Evaluation:
+    """Evaluate every row, and write what each seed is worth into the slots.
+
+    A blended seed's contribution is the loss without it less the loss with it (leave-one-out); the gain of a seed in
+    the incubator is the loss without it less the loss if it stood blended at its target. Each comes with the standard
+    error of the mean of the paired differences over the examples.
+    """
+    probes, slots = population.probes, population.slots
+    loss_RE, correct_RE, probe_KE = _losses(population, split, probes)
+    for name in ("contribution", "contribution_se", "incubator_gain", "incubator_gain_se"):
+        getattr(slots, name).fill_(NOT_MEASURED)
+    if probes is not None:
+        row_K, site_K = probes.row_K, probes.site_K
+        incubated_K = slots.stage[row_K, site_K] == int(INCUBATED_STAGE)
+        without_less_with = probe_KE - loss_RE[row_K]
+        worth_KE = torch.where(incubated_K[:, None], -without_less_with, without_less_with)
+        mean_K = worth_KE.mean(1).float()
+        error_K = (worth_KE.std(1) / worth_KE.shape[1] ** 0.5).float()
+        unmeasured = torch.full_like(mean_K, NOT_MEASURED)
+        for name, mask_K in (("contribution", ~incubated_K), ("incubator_gain", incubated_K)):
+            getattr(slots, name).index_put_((row_K, site_K), torch.where(mask_K, mean_K, unmeasured))
+            getattr(slots, f"{name}_se").index_put_((row_K, site_K), torch.where(mask_K, error_K, unmeasured))
+    return Evaluation(loss_RE.mean(1), correct_RE.mean(1))
+
+
+@torch.no_grad()
+def coalition_losses(population: Population, split: Split, row: np.ndarray, enabled: np.ndarray) -> Tensor:
+    """Mean loss [K] of rows with chosen sets of their seeds, each distinct set of a row computed once.
+
+    Parameters
+    ----------
+    row
+        Int64 [K].
+    enabled
+        Bool [K, S]: the seeds that take part; each must be blended or in the incubator.
+    """
+    base = population.base
+    requests = np.column_stack((row, enabled.astype(np.int64)))
+    distinct, inverse = np.unique(requests, axis=0, return_inverse=True)
+    d_row, d_enabled = distinct[:, 0], distinct[:, 1:].astype(bool)
+    is_base = (d_enabled == base[d_row]).all(1)
+    branches = population.planner.branches(base, d_row[~is_base], d_enabled[~is_base], train=False)
+    loss_RE, _, branch_KE = _losses(population, split, branches)
+    mean_D = torch.empty(len(distinct), dtype=loss_RE.dtype, device=loss_RE.device)
+    at_base = torch.from_numpy(np.flatnonzero(is_base)).to(loss_RE.device)
+    mean_D[at_base] = loss_RE.mean(1)[torch.from_numpy(d_row[is_base]).to(loss_RE.device)]
+    if branches is not None:
+        others = np.flatnonzero(~is_base)[branches.order]
+        mean_D[torch.from_numpy(others).to(loss_RE.device)] = branch_KE.mean(1)
+    return mean_D[torch.from_numpy(inverse.reshape(-1)).to(loss_RE.device)]
+
+
+def _losses(population: Population, split: Split, branches: Branches | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss [R, E], correctness [R, E] and loss of the branches [K, E]; activations before a branch are shared."""
+    losses, correct, branch_losses = [], [], []
+    rows = population.rows
+    for start in range(0, len(split.y), CHUNK):
+        x, y = split.x[start : start + CHUNK], split.y[start : start + CHUNK]
+        x = shared(x, rows, population.lane_axis)
+        keep = branches is not None
+        logits, streams = population.forward(x, population.main_pass, training=False, keep=keep)
+        losses.append(example_losses(logits, y.expand(rows, -1)))
+        correct.append((logits.argmax(2) == y).to(losses[-1].dtype))
+        if branches is not None:
+            branch_logits = population.branch(streams, branches, training=False)
+            branch_losses.append(example_losses(branch_logits, y.expand(len(branches.row), -1)))
+    joined = torch.cat(branch_losses, 1) if branch_losses else losses[0].new_empty(0, len(split.y))
+    return torch.cat(losses, 1), torch.cat(correct, 1), joined

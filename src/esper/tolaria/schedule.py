@@ -1,0 +1,28 @@
+"""The learning-rate schedule: it ends at the run's own last update, whatever grew on the way."""
+
+from __future__ import annotations
+
+import math
+
+from esper.leyline.config import OptimizerConfig
+
+
+def rate_factor(update: int, total: int, config: OptimizerConfig) -> float:
+    """Share of the peak learning rate at one update.
+
+    Linear from 0 to 1 over the warm-up, then a cosine that reaches `final_share` at update `total - 1`.
+
+    Parameters
+    ----------
+    update
+        0 to `total - 1`.
+    total
+        Updates of the whole run.
+    config
+        Warm-up and final share.
+    """
+    warm = round(config.warmup * total)
+    if update < warm:
+        return (update + 1) / (warm + 1)
+    progress = (update - warm) / max(1, total - 1 - warm)
+    return config.final_share + (1 - config.final_share) * (1 + math.cos(math.pi * progress)) / 2

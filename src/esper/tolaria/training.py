@@ -1,0 +1,104 @@
+"""Training a population between two decisions.
+
+Shapes: R rows, B examples of a minibatch, K branches, N lanes of a bank, S slots.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from esper.kasmina.optim import RowOptimizer
+from esper.kasmina.population import Population
+from esper.leyline.config import OptimizerConfig
+from esper.leyline.slots import NOT_MEASURED
+from esper.tolaria.batches import BatchOrder, gather
+from esper.tolaria.datasets import Split
+from esper.tolaria.schedule import rate_factor
+
+
+def example_losses(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy (nats) of each example: [L, B] from logits [L, B, classes], in float32 or better."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+
+
+class Trainer:
+    """Makes the updates of a population.
+
+    Parameters
+    ----------
+    population
+        Trained in place.
+    data
+        Training split on the population's device.
+    order
+        Examples of each row and update.
+    config
+        Optimizer.
+    total_updates
+        Updates of the whole run: the schedule ends there.
+    """
+
+    def __init__(
+        self, population: Population, data: Split, order: BatchOrder, config: OptimizerConfig, total_updates: int
+    ) -> None:
+        self.population, self.data, self.order, self.config = population, data, order, config
+        self.optimizer = RowOptimizer(config)
+        self.total_updates = total_updates
+        self.update = 0
+        self.rate_R = torch.full(
+            (population.rows,), config.learning_rate, dtype=population.dtype, device=population.device
+        )
+
+    def run(self, updates: int) -> Tensor:
+        """Make `updates` updates, record each seed's gradient statistics, give each row's mean loss [R]."""
+        population = self.population
+        for bank in population.banks:
+            bank.norm_sum.zero_()
+        loss_sum_R = torch.zeros(population.rows, dtype=population.dtype, device=population.device)
+        for index_RB in self.order.indices(self.update, updates):
+            loss_sum_R += self._step(index_RB)
+        self._record_gradients(updates)
+        return loss_sum_R / updates
+
+    def _step(self, index_RB: Tensor) -> Tensor:
+        population = self.population
+        x = gather(self.data.x, index_RB, population.lane_axis)
+        y_RB = self.data.y[index_RB]
+        shadows = population.shadows
+        logits, streams = population.forward(x, population.training_pass, training=True, keep=shadows is not None)
+        loss_R = example_losses(logits, y_RB).mean(1)
+        # A sum over rows: no row's gradient depends on how many rows there are.
+        total = loss_R.sum()
+        if shadows is not None:
+            shadow_logits = population.branch(streams, shadows, training=True)
+            total = total + example_losses(shadow_logits, y_RB[shadows.row_K]).mean(1).sum()
+        learning = list(population.learning())
+        grads = torch.autograd.grad(total, [bank.theta for bank, _ in learning])
+        rate_R = self.rate_R * rate_factor(self.update, self.total_updates, self.config)
+        for (bank, active_N), grad in zip(learning, grads, strict=True):
+            self.optimizer.step(bank, grad, rate_R[bank.row_N], active_N)
+        self.update += 1
+        return loss_R.detach()
+
+    def _record_gradients(self, updates: int) -> None:
+        """Write mean gradient norms, and root mean squares relative to the host's, of the seeds that learned."""
+        population, slots = self.population, self.population.slots
+        slots.gradient_norm.fill_(NOT_MEASURED)
+        slots.gradient_ratio.fill_(NOT_MEASURED)
+        host = population.hosts
+        host_R = host.norm_sum / updates / host.layer.parameter_count**0.5
+        site_of = {id(bank): site for (site, _), bank in population.seeds.items()}
+        for bank, active_N in population.learning():
+            if id(bank) not in site_of:
+                continue
+            norm_N = bank.norm_sum / updates
+            if active_N is not None:
+                norm_N = norm_N.masked_fill(~active_N, NOT_MEASURED)
+            at = (bank.row_N, torch.full_like(bank.row_N, site_of[id(bank)]))
+            slots.gradient_norm.index_put_(at, norm_N.float())
+            ratio_N = norm_N / bank.layer.parameter_count**0.5 / host_R[bank.row_N]
+            slots.gradient_ratio.index_put_(at, ratio_N.float())
