@@ -1,6 +1,5 @@
 """The slot machine against its plain model, its invariants, and the table of what is allowed where."""
 
-import math
 import random
 from dataclasses import fields
 from typing import Any
@@ -46,7 +45,13 @@ FITTING: list[set[int]] = [{b for b in Blueprint if FITS_SB[s, b]} for s in rang
 SIZES = head_sizes(SLOTS.slots)
 LIMITS = GateConfig(min_training_decisions=2, min_probation_decisions=2, min_incubator_gain=0.1, min_contribution=-0.2)
 GOOD = {"gradient_norm": 1.0, "gradient_ratio": 1.0, "incubator_gain": 1.0, "contribution": 1.0}
-WORDS = {"contribution": NAN, "incubator_gain": -INF, "gradient_norm": INF, "gradient_ratio": 1e-4}
+BAD = [
+    {"contribution": NAN},
+    {"incubator_gain": -INF},
+    {"gradient_norm": INF},
+    {"gradient_ratio": 1e-4},
+    {"gradient_ratio": 1e6},
+]
 FULL_ALPHA = ALPHA_TARGETS.index(1.0)
 INTEGERS = [name for name, value in EMPTY_SLOT.items() if isinstance(value, int)]
 
@@ -203,9 +208,14 @@ tame_actions = st.tuples(*[st.integers(0, SIZES[head] - 1) for head in Head]).ma
 measurements = st.one_of(
     st.just(GOOD),
     st.fixed_dictionaries(
-        {name: st.sampled_from([NAN, INF, -INF, -0.2, 0.0, 0.1, 1e-3, 1e-4, 0.5, 999.0, 1000.0]) for name in GOOD}
+        {
+            "gradient_norm": st.sampled_from([NAN, INF, 0.0, 1.0, 1e30]),
+            "gradient_ratio": st.sampled_from([NAN, INF, 0.0, 1e-4, 1e-3, 0.5, 999.0, 1000.0]),
+            "incubator_gain": st.sampled_from([NAN, INF, -INF, 0.0, 0.1, 0.2]),
+            "contribution": st.sampled_from([NAN, INF, -INF, -0.2, -0.1, 0.0]),
+        }
     ),
-    st.sampled_from(sorted(WORDS)).map(lambda name: {**GOOD, name: WORDS[name]}),
+    st.sampled_from(BAD).map(lambda bad: GOOD | bad),
 )
 losses = st.sampled_from([1.0, 1.0, 2.0, NAN, INF])
 
@@ -240,7 +250,7 @@ class LifecycleMachine(RuleBasedStateMachine):
             self.machine.decide([[0] * HEAD_COUNT] * self.machine.rows, [1.0] * self.machine.rows)
 
 
-LifecycleMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+LifecycleMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestLifecycleMachine = LifecycleMachine.TestCase
 
 
@@ -248,14 +258,13 @@ TestLifecycleMachine = LifecycleMachine.TestCase
 def test_a_long_random_life_agrees_with_the_plain_model_and_goes_everywhere(embargo):
     """Many rows for many decisions; each transition and each refusal that exists must have happened."""
     choose = random.Random(embargo)
-    machine = Machine(24, embargo)
-    for _ in range(150):
+    machine = Machine(32, embargo)
+    for _ in range(160):
         actions = []
         for r in range(machine.rows):
             way, possible = choose.random(), machine.possible(r)
             for s in range(SLOTS.slots):
-                spoilt = {name: WORDS[name] for name in WORDS if choose.random() < 0.1}
-                machine.measure(r, s, GOOD | spoilt)
+                machine.measure(r, s, GOOD | (choose.choice(BAD) if choose.random() < 0.4 else {}))
             if way < 0.15:
                 actions.append([choose.randrange(-1, SIZES[head] + 1) for head in Head])
             elif way < 0.35:
@@ -640,4 +649,4 @@ def test_a_new_target_at_once_and_along_a_ramp():
     assert state["alpha_mode"] == AlphaMode.HOLD
     state = life.decide(Op.SET_ALPHA_TARGET, alpha_target=half, alpha_speed=speed)
     assert state["alpha_mode"] == AlphaMode.DOWN
-    assert math.isclose(state["alpha"], 1 - 0.5 / 3, abs_tol=1e-6)
+    assert state["alpha"] == pytest.approx(1 - 0.5 / 3)

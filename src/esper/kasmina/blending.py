@@ -23,21 +23,23 @@ from esper.kasmina.rows.core import to_lanes
 
 
 class _Gather(torch.autograd.Function):
-    """Several disjoint selections of lanes; their gradients return into one tensor instead of one each."""
+    """The stream itself and several disjoint selections of its lanes.
+
+    All gradients return into one copy: separate selections would each fill and add a tensor of the stream's size.
+    """
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, axis: int, *lanes: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.axis, ctx.lanes, ctx.shape = axis, lanes, h.shape
-        return tuple(h.index_select(axis, lane) for lane in lanes)
+        ctx.axis, ctx.lanes = axis, lanes
+        return h.view_as(h), *(h.index_select(axis, lane) for lane in lanes)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        total = None
+    def backward(ctx: Any, through: Tensor, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        total = through.clone(memory_format=torch.contiguous_format)
         for lane, grad in zip(ctx.lanes, grads, strict=True):
             if grad is not None:
-                total = grad.new_zeros(ctx.shape) if total is None else total
-                total.index_copy_(ctx.axis, lane, grad)
+                total.index_add_(ctx.axis, lane, grad)
         return (total, None, *(None for _ in ctx.lanes))
 
 
@@ -99,7 +101,7 @@ def blend(h: Tensor, calls: tuple[Call, ...], lanes: int, lane_axis: int, module
     else:
         every = torch.arange(lanes, device=h.device)
         chosen = tuple(every if call.lanes is None else call.lanes for call in calls)
-        parts = _Gather.apply(streams, lane_axis, *chosen)  # type: ignore[no-untyped-call]
+        streams, *parts = _Gather.apply(streams, lane_axis, *chosen)  # type: ignore[no-untyped-call]
         terms = []
         for call, part in zip(calls, parts, strict=True):
             term = _term(call, part.detach() if call.silent else part, lane_axis, modules)

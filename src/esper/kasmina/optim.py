@@ -3,10 +3,15 @@
 Its own step count, learning rate, clipping and moments; a lane whose gradient is not finite, or that is not active,
 keeps everything as it was. Stock optimizers over stacked tensors share all of that between rows (PRIOR-ART).
 
-Shapes: N lanes, P parameters of one lane.
+What is one number for each lane is worked out for the lanes of all banks at once; what has the size of the
+parameters takes a fixed number of kernels for each bank.
+
+Shapes: N lanes of all banks, P parameters of one lane.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,60 +36,73 @@ class RowOptimizer:
         self.config = config
 
     @torch.no_grad()
-    def step(self, bank: Bank, grad: Tensor, rate_N: Tensor, active_N: Tensor | None = None) -> None:
-        """Update a bank in place.
+    def step(
+        self, banks: Sequence[Bank], grads: Sequence[Tensor], rates: Sequence[Tensor], active: Sequence[Tensor | None]
+    ) -> None:
+        """Update banks in place.
 
         Parameters
         ----------
-        bank
-            Parameters and state; the norms of the gradient are added to its `norm_sum`.
-        grad
-            Gradient [N, P]; overwritten.
-        rate_N
-            Learning rate of each lane.
-        active_N
-            Bool: lanes that learn now; None for all.
+        banks
+            Parameters and state; the norms of the gradient are added to `norm_sum`.
+        grads
+            Gradient of each bank [n, P]; overwritten.
+        rates
+            Learning rate of each lane [n].
+        active
+            Bool [n]: lanes that learn now; None for all.
         """
         config = self.config
-        norm_N = torch.linalg.vector_norm(grad, dim=1)
-        bank.norm_sum += norm_N
+        sizes = [len(bank) for bank in banks]
+        norms = [torch.linalg.vector_norm(grad, dim=1) for grad in grads]
+        norm_N, rate_N = torch.cat(norms), torch.cat(tuple(rates))
+        steps_N = torch.cat([bank.steps for bank in banks])
         ok_N = norm_N.isfinite()
-        if active_N is not None:
-            ok_N = ok_N & active_N
-        ok = ok_N[:, None]
-        grad.mul_((config.clip_norm / (norm_N + CLIP_EPSILON)).clamp(max=1.0)[:, None])
-        grad.masked_fill_(~ok, 0.0)
-        bank.steps += ok_N
+        if any(mask is not None for mask in active):
+            pairs = zip(active, norms, strict=True)
+            ok_N &= torch.cat([torch.ones_like(n, dtype=torch.bool) if m is None else m for m, n in pairs])
+        share_N = (config.clip_norm / (norm_N + CLIP_EPSILON)).clamp(max=1.0)
+        # Only lanes that move count a step; a rate of 0 leaves the others alone.
+        steps_N += ok_N
+        rate_N = rate_N * ok_N
+        columns = {"share": share_N, "idle": ~ok_N, "moves": ok_N.to(norm_N.dtype), "rate": rate_N}
         if config.method == "adamw":
-            self._adamw(bank, grad, rate_N, ok_N)
-        else:
-            self._sgd(bank, grad, rate_N, ok_N)
+            columns |= self._denominator(steps_N, rate_N, ok_N)
+        split = {name: column[:, None].split(sizes) for name, column in columns.items()}
+        for at, (bank, grad, steps, norm) in enumerate(zip(banks, grads, steps_N.split(sizes), norms, strict=True)):
+            bank.norm_sum += norm
+            bank.steps.copy_(steps)
+            of_bank = {name: pieces[at] for name, pieces in split.items()}
+            grad.mul_(of_bank["share"]).masked_fill_(of_bank["idle"], 0.0)
+            if config.method == "adamw":
+                self._adamw(bank, grad, of_bank)
+            else:
+                self._sgd(bank, grad, of_bank)
 
-    def _adamw(self, bank: Bank, grad: Tensor, rate_N: Tensor, ok_N: Tensor) -> None:
+    def _denominator(self, steps_N: Tensor, rate_N: Tensor, ok_N: Tensor) -> dict[str, Tensor]:
+        """Coefficients of `(sqrt(second)/sqrt(bias2) + eps) / -(rate/bias1)`, which is infinite for an idle lane."""
+        config = self.config
+        size_N = rate_N / (1 - config.momentum**steps_N)
+        bias2_N = (1 - config.beta2**steps_N).sqrt()
+        slope_N = torch.where(ok_N, -1 / (size_N * bias2_N), 0.0)
+        floor_N = torch.where(ok_N, -config.epsilon / size_N, -torch.inf)
+        return {"slope": slope_N, "floor": floor_N}
+
+    def _adamw(self, bank: Bank, grad: Tensor, lane: dict[str, Tensor]) -> None:
         beta1, beta2 = self.config.momentum, self.config.beta2
-        scratch, theta = bank.scratch, bank.theta.detach()
-        ok = ok_N.to(grad.dtype)[:, None]
-        bank.first.lerp_(grad, ok * (1 - beta1))
-        bank.second.mul_(1 - ok * (1 - beta2)).addcmul_(grad, grad, value=1 - beta2)
-        rate = rate_N[:, None] * ok
+        scratch, theta, moves = bank.scratch, bank.theta.detach(), lane["moves"]
+        bank.first.lerp_(grad, moves * (1 - beta1))
+        bank.second.mul_(1 - moves * (1 - beta2)).addcmul_(grad, grad, value=1 - beta2)
         if self.config.weight_decay:
-            torch.mul(rate * -self.config.weight_decay, bank.decay_P, out=scratch)
-            theta.addcmul_(theta, scratch)
-        # theta -= rate/bias1 * first / (sqrt(second)/sqrt(bias2) + eps), the rate folded into the denominator:
-        # an idle lane gets an infinite one.
-        bias1 = 1 - beta1**bank.steps
-        bias2 = 1 - beta2**bank.steps
-        size_N = rate_N / bias1
-        slope_N = torch.where(ok_N, -1 / (size_N * bias2.sqrt()), 0.0)
-        floor_N = torch.where(ok_N, -self.config.epsilon / size_N, -torch.inf)
-        torch.sqrt(bank.second, out=scratch).mul_(slope_N[:, None]).add_(floor_N[:, None])
+            torch.mul(lane["rate"], bank.decay_P, out=scratch)
+            theta.addcmul_(theta, scratch, value=-self.config.weight_decay)
+        torch.sqrt(bank.second, out=scratch).mul_(lane["slope"]).add_(lane["floor"])
         theta.addcdiv_(bank.first, scratch)
 
-    def _sgd(self, bank: Bank, grad: Tensor, rate_N: Tensor, ok_N: Tensor) -> None:
-        theta = bank.theta.detach()
-        ok = ok_N.to(grad.dtype)[:, None]
+    def _sgd(self, bank: Bank, grad: Tensor, lane: dict[str, Tensor]) -> None:
+        theta, moves = bank.theta.detach(), lane["moves"]
         if self.config.weight_decay:
-            torch.mul(ok * self.config.weight_decay, bank.decay_P, out=bank.scratch)
-            grad.addcmul_(theta, bank.scratch)
-        bank.first.mul_(1 - ok * (1 - self.config.momentum)).add_(grad)
-        theta.addcmul_(bank.first, -rate_N[:, None] * ok)
+            torch.mul(moves, bank.decay_P, out=bank.scratch)
+            grad.addcmul_(theta, bank.scratch, value=self.config.weight_decay)
+        bank.first.mul_(1 - moves * (1 - self.config.momentum)).add_(grad)
+        theta.addcmul_(bank.first, lane["rate"], value=-1.0)

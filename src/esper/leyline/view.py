@@ -12,7 +12,9 @@ from esper.leyline.slots import SlotTensors
 
 @dataclass(frozen=True)
 class PopulationView:
-    """A population between two decisions, valid until the next one: the slots change in place. Losses in nats, accuracies as fractions, NaN where not measured.
+    """A population between two decisions, valid until the next one: the slots change in place.
+
+    Losses in nats, accuracies as fractions, NaN where not measured.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""`esper doctor`: does this machine do what Esper needs?"""
+"""`esper doctor`: whether this machine does what Esper needs."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from esper.leyline.actions import (
 )
 from esper.leyline.checks import ALL_GATE_CHECKS, CHECK_TEXT, GATE_CHECKS, GATE_OF_STAGE, Check
 from esper.leyline.sites import SlotConfig
-from esper.leyline.stages import ADVANCE_TARGET, STEP_TABLE, WAITING_STAGES, Stage
+from esper.leyline.stages import ADVANCE_TARGET, FOSSILIZABLE_STAGES, STEP_TABLE, WAITING_STAGES, Stage
 from esper.simic.episode import Step
 
 
@@ -48,7 +48,7 @@ class Event:
     refused_by
         The check that refused it, None where it was accepted.
     checks
-        Every check of the gate that was asked.
+        Every check of the gate that was asked, or, for a cull, of the gate that the seed stood before.
     """
 
     decision: int
@@ -123,8 +123,9 @@ def _gate_was_asked(refused: Check) -> bool:
 
 def _gate_checks(step: Step, row: int, op: Op, slot: int) -> tuple[CheckResult, ...]:
     before = Stage(int(step.before_R[row]))
-    target = Stage.FOSSILIZED if op is Op.FOSSILIZE else ADVANCE_TARGET.get(before)
-    if op not in (Op.ADVANCE, Op.FOSSILIZE) or target is None:
+    # A cull asks no gate; the gate that the seed stood before says what it lacked.
+    target = Stage.FOSSILIZED if before in FOSSILIZABLE_STAGES else ADVANCE_TARGET.get(before)
+    if op not in (Op.ADVANCE, Op.FOSSILIZE, Op.CULL) or target is None:
         return ()
     results = []
     for check in GATE_CHECKS[GATE_OF_STAGE[target]]:

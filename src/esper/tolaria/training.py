@@ -76,11 +76,10 @@ class Trainer:
         if shadows is not None:
             shadow_logits = population.branch(streams, shadows, training=True)
             total = total + example_losses(shadow_logits, y_RB[shadows.row_K]).mean(1).sum()
-        learning = list(population.learning())
-        grads = torch.autograd.grad(total, [bank.theta for bank, _ in learning])
+        banks, active = zip(*population.learning(), strict=True)
+        grads = torch.autograd.grad(total, [bank.theta for bank in banks])
         rate_R = self.rate_R * rate_factor(self.update, self.total_updates, self.config)
-        for (bank, active_N), grad in zip(learning, grads, strict=True):
-            self.optimizer.step(bank, grad, rate_R[bank.row_N], active_N)
+        self.optimizer.step(banks, grads, [rate_R[bank.row_N] for bank in banks], active)
         self.update += 1
         return loss_R.detach()
 
