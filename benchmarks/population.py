@@ -53,7 +53,8 @@ def population_update(population: Population, x: Tensor, y: Tensor) -> None:
     loss = example_losses(logits, y).mean(1).sum()
     banks, active = zip(*population.learning(), strict=True)
     grads = torch.autograd.grad(loss, [bank.theta for bank in banks])
-    OPTIMIZER.step(banks, grads, [RATE[bank.row_N] for bank in banks], active)
+    rates = [torch.full((len(bank),), RATE) for bank in banks]
+    OPTIMIZER.step(banks, grads, rates, active)
 
 
 def loop_update(modules: list[nn.Module], optimizers: list[torch.optim.Optimizer], x: list[Tensor], y: Tensor) -> None:
@@ -65,11 +66,10 @@ def loop_update(modules: list[nn.Module], optimizers: list[torch.optim.Optimizer
 
 
 OPTIMIZER = RowOptimizer(OptimizerConfig())
-RATE = torch.empty(0)
+RATE = 1e-3
 
 
 def main() -> None:
-    global RATE
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32)
@@ -77,7 +77,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     tune_process(args.threads)
-    RATE = torch.full((args.rows,), 1e-3)
     rows = []
     for name, (config, example, targets) in HOSTS.items():
         for filled in (False, True):
@@ -86,7 +85,7 @@ def main() -> None:
             y = torch.randint(0, 10, (args.rows, args.batch))
             laid = x if population.lane_axis == 0 else x.transpose(0, 1).flatten(1, 2)
             modules = [export_row(population, r).train() for r in range(args.rows)]
-            optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-3, fused=True) for m in modules]
+            optimizers = [torch.optim.AdamW(m.parameters(), lr=RATE, fused=True) for m in modules]
             examples = list(x)
             taken = alternate(
                 {

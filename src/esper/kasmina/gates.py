@@ -12,7 +12,10 @@ from esper.leyline.checks import ALL_GATE_CHECKS, Check, GateReport
 from esper.leyline.config import GateConfig
 from esper.leyline.slots import AlphaMode, SlotTensors
 
-_HELD = 0.0
+_UPPER = frozenset({Check.HOST_LOSS, Check.GRADIENT_FINITE, Check.GRADIENT_EXPLODING, Check.ALPHA_AT_TARGET})
+"""Checks whose limit is an upper one; the others ask for at least, or more than, theirs."""
+_INCLUSIVE = frozenset({Check.TRAINING_DECISIONS, Check.PROBATION_DECISIONS, Check.ALPHA_AT_TARGET})
+"""Checks that the limit itself passes."""
 
 
 class Gates:
@@ -39,6 +42,10 @@ class Gates:
             Check.CONTRIBUTION: config.min_contribution,
         }
         self._limit_C = torch.tensor([float(limits[c]) for c in ALL_GATE_CHECKS], device=device)
+        sign = [-1.0 if c in _UPPER else 1.0 for c in ALL_GATE_CHECKS]
+        self._sign_C = torch.tensor(sign, device=device)[:, None, None]
+        self._bound_C = self._limit_C[:, None, None] * self._sign_C
+        self._inclusive_C = torch.tensor([c in _INCLUSIVE for c in ALL_GATE_CHECKS], device=device)[:, None, None]
 
     def report(self, slots: SlotTensors, host_loss_R: Tensor) -> GateReport:
         """Measure every check of every slot.
@@ -52,7 +59,7 @@ class Gates:
         """
         moving = slots.alpha_mode != int(AlphaMode.HOLD)
         # A ramp in progress is never at its target, even where two of its points coincide.
-        distance = torch.where(moving, (slots.alpha - slots.alpha_target).abs().clamp(min=1e-6), _HELD)
+        distance = torch.where(moving, (slots.alpha - slots.alpha_target).abs().clamp(min=1e-6), 0.0)
         value = {
             Check.HOST_LOSS: host_loss_R.float()[:, None].expand_as(slots.alpha),
             Check.TRAINING_DECISIONS: slots.stage_age.float(),
@@ -65,15 +72,7 @@ class Gates:
             Check.CONTRIBUTION: slots.contribution,
         }
         value_CRS = torch.stack([value[c] for c in ALL_GATE_CHECKS])
-        limit = self._limit_C[:, None, None]
-        passed = {
-            Check.HOST_LOSS: value_CRS < limit,
-            Check.GRADIENT_FINITE: value_CRS < limit,
-            Check.TRAINING_DECISIONS: value_CRS >= limit,
-            Check.PROBATION_DECISIONS: value_CRS >= limit,
-            Check.GRADIENT_EXPLODING: value_CRS < limit,
-            Check.ALPHA_AT_TARGET: value_CRS <= limit,
-        }
-        above = value_CRS > limit
-        passed_CRS = torch.stack([passed.get(c, above)[i] for i, c in enumerate(ALL_GATE_CHECKS)])
+        signed_CRS = value_CRS * self._sign_C
+        passed_CRS = signed_CRS > self._bound_C
+        passed_CRS |= (signed_CRS == self._bound_C) & self._inclusive_C
         return GateReport(value_CRS, passed_CRS, self._limit_C)

@@ -30,7 +30,7 @@ from esper.leyline.actions import (
 )
 from esper.leyline.checks import ALL_GATE_CHECKS, GATE_CHECKS, GATE_OF_STAGE, Check, GateReport, Outcome
 from esper.leyline.sites import SlotConfig
-from esper.leyline.slots import EMPTY_SLOT, AlphaMode, SlotTensors, gradual_cull_legal, legal_ops
+from esper.leyline.slots import EMPTY_SLOT, AlphaMode, SlotTensors, legal_choice
 from esper.leyline.stages import STAGE_COUNT, WAITING_STAGES, Stage, next_stage_table, stage_table
 
 _CLEARED = tuple(name for name in EMPTY_SLOT if name not in ("stage", "cooldown"))
@@ -176,11 +176,12 @@ class Lifecycle:
         table = self._tables
         op, slot = action[:, Head.OP], action[:, Head.SLOT]
         rows = torch.arange(slots.rows, device=slots.device)
-        legal = legal_ops(slots, table["fits"])[rows, op, slot]
+        legal = legal_choice(slots, table["fits"], op, slot)
         fits = table["fits"][slot, action[:, Head.BLUEPRINT]]
         misfit = (op == int(Op.GERMINATE)) & ~fits
         gradual = (op == int(Op.CULL)) & (table["speed"][action[:, Head.ALPHA_SPEED]] > 0)
-        no_fade = gradual & ~gradual_cull_legal(slots)[rows, slot]
+        retarget = torch.full_like(op, int(Op.SET_ALPHA_TARGET))
+        no_fade = gradual & ~legal_choice(slots, table["fits"], retarget, slot)
         entered = torch.where(op == int(Op.FOSSILIZE), int(Stage.FOSSILIZED), table["next"][before])
         gated = (op == int(Op.ADVANCE)) | (op == int(Op.FOSSILIZE))
         asked_RC = table["checks_of_stage"][entered] & gated[:, None]

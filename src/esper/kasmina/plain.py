@@ -81,7 +81,7 @@ class Grown(nn.Module):
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """Keep the shape."""
-        delta = self.seed(h)
+        delta: torch.Tensor = self.seed(h)
         if self.operator == "multiply":
             return h + self.alpha * (h * torch.tanh(delta))
         if self.gate is not None:

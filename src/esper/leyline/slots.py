@@ -5,6 +5,7 @@ Shape suffixes: R rows, S slots, B blueprints, O operations.
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from functools import cache
 from typing import Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from esper.leyline.stages import (
     FOSSILIZABLE_STAGES,
     GERMINABLE_STAGES,
     RETARGETABLE_STAGES,
+    STAGE_COUNT,
     Stage,
     stage_table,
 )
@@ -143,7 +145,7 @@ class SlotTensors:
 
     def fading_RS(self) -> torch.Tensor:
         """Bool: the seed is on its way to alpha 0, after which it is culled."""
-        return (self.stage == int(Stage.BLENDING)) & (self.alpha_target == 0)
+        return _fading(self.stage, self.alpha_target)
 
     def structure(self) -> "Structure":
         """Copy what decides which kernels run to the host, in one transfer."""
@@ -183,46 +185,56 @@ class Structure:
         return mask
 
 
+STAGES_OF_OP: dict[Op, frozenset[Stage]] = {
+    Op.GERMINATE: GERMINABLE_STAGES,
+    Op.SET_ALPHA_TARGET: RETARGETABLE_STAGES,
+    Op.CULL: CULLABLE_STAGES,
+    Op.FOSSILIZE: FOSSILIZABLE_STAGES,
+    Op.ADVANCE: ADVANCABLE_STAGES,
+}
+"""Stages in which an operation may name a slot; WAIT names none."""
+
+
 def legal_ops(slots: SlotTensors, fits_SB: torch.Tensor) -> torch.Tensor:
     """Bool [R, O, S]: which operation is structurally possible on which slot.
 
     WAIT names no slot and is legal everywhere. Gates are not asked here: they judge a seed, not the structure.
     CULL is listed where an immediate cull is possible; a gradual one also needs `gradual_cull_legal`.
     """
-    device = slots.device
-    held = slots.alpha_mode == int(AlphaMode.HOLD)
-    fading = slots.fading_RS()
-    table = _tables(device)
-    legal: dict[Op, torch.Tensor] = {
-        Op.WAIT: torch.ones_like(held),
-        Op.GERMINATE: table["germinate"][slots.stage] & fits_SB.any(1),
-        Op.SET_ALPHA_TARGET: table["retarget"][slots.stage] & held,
-        Op.CULL: table["cull"][slots.stage],
-        Op.FOSSILIZE: table["fossilize"][slots.stage],
-        Op.ADVANCE: table["advance"][slots.stage] & ~fading,
-    }
-    return torch.stack([legal[op] for op in Op], dim=1)
+    every_O11 = torch.arange(len(Op), device=slots.device)[:, None, None]
+    legal_ORS = _legal(every_O11, slots.stage, slots.alpha_mode, slots.fading_RS(), fits_SB.any(1))
+    return legal_ORS.transpose(0, 1)
+
+
+def legal_choice(slots: SlotTensors, fits_SB: torch.Tensor, op_R: torch.Tensor, slot_R: torch.Tensor) -> torch.Tensor:
+    """Bool [R]: `legal_ops` for one operation and slot of each row."""
+    at = slot_R[:, None]
+    stage, mode, target = (t.gather(1, at)[:, 0] for t in (slots.stage, slots.alpha_mode, slots.alpha_target))
+    return _legal(op_R, stage, mode, _fading(stage, target), fits_SB.any(1)[slot_R])
 
 
 def gradual_cull_legal(slots: SlotTensors) -> torch.Tensor:
     """Bool [R, S]: a cull that fades the seed out (alpha speed above 0) is possible."""
-    return _tables(slots.device)["retarget"][slots.stage] & (slots.alpha_mode == int(AlphaMode.HOLD))
+    # It is a new alpha target, and asks for the same.
+    op = torch.full((1, 1), int(Op.SET_ALPHA_TARGET), device=slots.device)
+    return _legal(op, slots.stage, slots.alpha_mode, slots.fading_RS(), torch.ones_like(slots.stage, dtype=torch.bool))
 
 
-_TABLES: dict[torch.device, dict[str, torch.Tensor]] = {}
+def _fading(stage: torch.Tensor, alpha_target: torch.Tensor) -> torch.Tensor:
+    return (stage == int(Stage.BLENDING)) & (alpha_target == 0)
 
 
-def _tables(device: torch.device) -> dict[str, torch.Tensor]:
-    """Stage sets as lookup tensors, made once for each device."""
-    if device not in _TABLES:
-        _TABLES[device] = {
-            name: stage_table(stages).to(device)
-            for name, stages in {
-                "germinate": GERMINABLE_STAGES,
-                "retarget": RETARGETABLE_STAGES,
-                "cull": CULLABLE_STAGES,
-                "fossilize": FOSSILIZABLE_STAGES,
-                "advance": ADVANCABLE_STAGES,
-            }.items()
-        }
-    return _TABLES[device]
+def _legal(
+    op: torch.Tensor, stage: torch.Tensor, alpha_mode: torch.Tensor, fading: torch.Tensor, fits: torch.Tensor
+) -> torch.Tensor:
+    """Elementwise: the stage allows it, alpha rests where that is asked, something fits where something is planted."""
+    legal = _stage_of_op(op.device)[op, stage]
+    legal = legal & ((op != int(Op.SET_ALPHA_TARGET)) | (alpha_mode == int(AlphaMode.HOLD)))
+    return legal & ((op != int(Op.ADVANCE)) | ~fading) & ((op != int(Op.GERMINATE)) | fits)
+
+
+@cache
+def _stage_of_op(device: torch.device) -> torch.Tensor:
+    """Bool [O, stages]: `STAGES_OF_OP` as a lookup tensor, WAIT legal everywhere, made once for each device."""
+    rows = [stage_table(STAGES_OF_OP[op]) if op in STAGES_OF_OP else torch.ones(STAGE_COUNT) for op in Op]
+    return torch.stack([row.bool() for row in rows]).to(device)
