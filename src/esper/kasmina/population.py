@@ -225,8 +225,12 @@ class Population:
                 x = blend(x, steps.calls[number], steps.lanes, self.lane_axis, self._modules(live=True))
         return x, streams
 
-    def branch(self, streams: list[Tensor], branches: Branches, *, training: bool) -> Tensor:
-        """Compute branches of the last `forward`: logits [K, B, classes]. Only seeds that learn get gradients."""
+    def branch(self, streams: list[Tensor], branches: Branches) -> Tensor:
+        """Compute branches of the last `forward`: logits [K, B, classes]. Only seeds that learn get gradients.
+
+        The host is frozen, its batch norms included: a seed in the incubator learns for the network that is measured
+        and that it will join, not for statistics of a batch that its own shadow has changed (docs/decisions/0003).
+        """
         steps = branches.steps
         weights = self.hosts.theta.detach().split(self._segment_sizes, dim=1)
         modules = self._modules(live=False)
@@ -236,10 +240,9 @@ class Population:
             if x is not None and rows is not None:
                 segment = self.host.segments[number]
                 held = self.hosts.buffers[self._segment_buffers[number] : self._segment_buffers[number + 1]]
-                # Selected copies: the batch statistics of a branch never reach its host.
                 buffers = [b.index_select(0, rows) for b in held]
                 selected = segment.split(weights[number].index_select(0, rows))
-                x = segment.forward(x, selected, buffers, training=training)
+                x = segment.forward(x, selected, buffers, training=False)
             if number < len(steps.calls):
                 entering = steps.entering[number]
                 if entering is not None:

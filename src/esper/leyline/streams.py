@@ -64,7 +64,9 @@ class Stream:
         self, first: torch.Tensor, second: torch.Tensor, count: int, dtype: torch.dtype = torch.float64
     ) -> torch.Tensor:
         """Uniform numbers [N, count] in the open interval (0, 1), the same in every dtype up to rounding."""
-        return ((self.integers(first, second, count).double() + 0.5) / 2.0**32).to(dtype)
+        numbers = ((self.integers(first, second, count).double() + 0.5) / 2.0**32).to(dtype)
+        # The largest of them round to 1 in a shorter dtype.
+        return numbers.clamp(max=1 - torch.finfo(dtype).eps / 2)
 
     def permutations(self, first: torch.Tensor, second: torch.Tensor, count: int) -> torch.Tensor:
         """Int64 [N, count]: a random order of 0..count-1 for each pair of coordinates."""

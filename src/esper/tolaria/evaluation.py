@@ -103,7 +103,7 @@ def _losses(population: Population, split: Split, branches: Branches | None) -> 
         losses.append(example_losses(logits, y.expand(rows, -1)))
         correct.append((logits.argmax(2) == y).to(losses[-1].dtype))
         if branches is not None:
-            branch_logits = population.branch(streams, branches, training=False)
+            branch_logits = population.branch(streams, branches)
             branch_losses.append(example_losses(branch_logits, y.expand(len(branches.row), -1)))
     joined = torch.cat(branch_losses, 1) if branch_losses else losses[0].new_empty(0, len(split.y))
     return torch.cat(losses, 1), torch.cat(correct, 1), joined

@@ -74,7 +74,7 @@ class Trainer:
         # A sum over rows: no row's gradient depends on how many rows there are.
         total = loss_R.sum()
         if shadows is not None:
-            shadow_logits = population.branch(streams, shadows, training=True)
+            shadow_logits = population.branch(streams, shadows)
             total = total + example_losses(shadow_logits, y_RB[shadows.row_K]).mean(1).sum()
         banks, active = zip(*population.learning(), strict=True)
         grads = torch.autograd.grad(total, [bank.theta for bank in banks])
