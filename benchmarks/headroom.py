@@ -13,7 +13,7 @@ from common import report
 
 from esper.kasmina.population import Population
 from esper.leyline.config import RunConfig
-from esper.simic.episode import static_blueprints
+from esper.simic.episode import STATIC_BLUEPRINT
 from esper.tolaria.batches import BatchOrder
 from esper.tolaria.evaluation import evaluate
 from esper.tolaria.machine import tune_process
@@ -28,7 +28,7 @@ def run(task_name: str, which: str, seeds: int, updates: int) -> dict[str, objec
     ids = torch.arange(seeds).repeat(2)
     population = Population(task.host, config.growth, config.seed, ids)
     alone_parameters = population.hosts.layer.parameter_count
-    blueprint_RS = static_blueprints(population)
+    blueprint_RS = torch.full((2 * seeds, population.slots.slots), int(STATIC_BLUEPRINT[task.host.kind]))
     blueprint_RS[:seeds] = 0
     population.plant(blueprint_RS)
     order = BatchOrder(config.seed, ids, len(task.data.train.y), config.training.batch_size)

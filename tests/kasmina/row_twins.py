@@ -31,6 +31,7 @@ class Case:
     # Number of different tokens, for layers that take tokens.
     tokens: int | None = None
     training: bool = False
+    batch: int = BATCH
 
 
 def cases(*many: Case):
@@ -63,7 +64,7 @@ def plain_of(layer: RowLayer) -> nn.Module:
 
 def inputs(case: Case, count: int, dtype: torch.dtype, generator: torch.Generator) -> list[Tensor]:
     """Examples [B, ...] of each lane, all different."""
-    shape = (BATCH, *case.example)
+    shape = (case.batch, *case.example)
     if case.tokens is not None:
         return [torch.randint(case.tokens, shape, generator=generator) for _ in range(count)]
     return [torch.randn(shape, generator=generator, dtype=dtype) + lane for lane in range(count)]
@@ -115,7 +116,7 @@ def same_as_twins(
         for lane in range(count):
             part = take(y, axis_out, lane, count)
             close(part, expected[lane])
-            assert part.shape == (BATCH, *layer.output_shape(case.example))
+            assert part.shape == (case.batch, *layer.output_shape(case.example))
             if y.requires_grad:
                 (expected[lane] * upstream[lane]).sum().backward()
             if x.is_floating_point():

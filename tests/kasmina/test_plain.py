@@ -88,6 +88,8 @@ def test_reads_tensors_that_do_not_lie_aligned(tmp_path):
     ours = plain.read_safetensors(path)
     assert ours["a"].tolist() == [0.5]
     assert ours["b"].tolist() == [1.25, -3.0]
+    # In memory they must: kernels expect it.
+    assert ours["b"].data_ptr() % 8 == 0
 
 
 def test_tensors_own_their_memory(tmp_path):
@@ -288,7 +290,7 @@ def test_load_takes_the_dtype_of_the_weights(tmp_path, dtype):
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "size"])
 def test_load_refuses_weights_of_another_network(saved, change):
-    folder, network = saved
+    folder, _ = saved
     state = plain.read_safetensors(folder / "model.safetensors")
     if change == "missing":
         del state["4.bias"]

@@ -27,6 +27,11 @@ CASES += [
     Case("2d depthwise", RowConv2d(4, 4, 3, groups=4, bias=False), (4, 5, 4), 1),
     Case("1d kernel wider than the signal", RowConv1d(2, 3, 5), (2, 2), 1),
     Case("2d one channel, one place", RowConv2d(1, 2, 3), (1, 1, 1), 1),
+    # A kernel of 1 is computed as a product, which moves axes about: those of size 1 are easily lost.
+    Case("1d pointwise, one place", RowConv1d(4, 6, 1), (4, 1), 1),
+    Case("2d pointwise, one place", RowConv2d(4, 6, 1, bias=False), (4, 1, 1), 1),
+    Case("2d pointwise, one example", RowConv2d(4, 6, 1), (4, 5, 4), 1, batch=1),
+    Case("2d pointwise, one channel", RowConv2d(1, 1, 1), (1, 5, 4), 1),
     Case("2d zero at the start", RowConv2d(4, 6, 3, zero=True), (4, 5, 4), 1),
 ]
 

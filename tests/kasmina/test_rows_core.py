@@ -22,6 +22,7 @@ CNN = RowSequential(
     RowLinear(6, 3),
 )
 MLP = RowSequential(RowBatchNorm(5, 0), RowLinear(5, 4), RowReLU(), RowLinear(4, 3), RowLayerNorm(3))
+POINTWISE = RowSequential(RowConv2d(2, 4, 1), RowReLU(), RowConv2d(4, 6, 1), RowExcite(6, 2, 2), RowConv2d(6, 3, 3))
 TEXT = RowSequential(RowEmbedding(7, 8), RowAttention(8, 2, causal=True), RowLayerNorm(8), RowLinear(8, 7))
 SEQUENCES = [
     Case("cnn training", CNN, (2, 6, 6), 1, axis_out=0, training=True),
@@ -29,6 +30,11 @@ SEQUENCES = [
     Case("mlp training", MLP, (5,), 0, training=True),
     Case("mlp evaluating", MLP, (5,), 0),
     Case("text", TEXT, (4,), 0, tokens=7),
+    Case("cnn on one example", CNN, (2, 6, 6), 1, axis_out=0, batch=1),
+    Case("mlp on one example", MLP, (5,), 0, batch=1),
+    Case("text of one token", TEXT, (1,), 0, tokens=7, batch=1),
+    Case("pointwise", POINTWISE, (2, 4, 3), 1),
+    Case("pointwise on one place", POINTWISE, (2, 1, 1), 1),
 ]
 LAYERS = {
     "linear": RowLinear(6, 4),

@@ -31,7 +31,9 @@ def test_head_sizes(slots):
 
 
 def test_heads_are_the_columns():
-    assert [head.name for head in Head] == "OP SLOT BLUEPRINT STYLE TEMPO ALPHA_TARGET ALPHA_SPEED ALPHA_CURVE".split()
+    assert [head.name for head in Head] == [
+        *("OP", "SLOT", "BLUEPRINT", "STYLE", "TEMPO", "ALPHA_TARGET", "ALPHA_SPEED", "ALPHA_CURVE"),
+    ]
     assert [int(head) for head in Head] == list(range(HEAD_COUNT))
 
 

@@ -1,5 +1,6 @@
 """The slot tensors: emptiness, copies, the host copy, and what is legal."""
 
+import math
 from dataclasses import fields
 
 import numpy as np
@@ -9,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.leyline.actions import Blueprint, Op, Operator
-from esper.leyline.slots import EMPTY_SLOT, AlphaMode, SlotTensors, gradual_cull_legal, legal_ops
+from esper.leyline.slots import (
+    EMPTY_SLOT,
+    STAGES_OF_OP,
+    AlphaMode,
+    SlotTensors,
+    gradual_cull_legal,
+    legal_choice,
+    legal_ops,
+)
 from esper.leyline.stages import Stage
 
 MEASUREMENTS = {
@@ -17,17 +26,27 @@ MEASUREMENTS = {
 }
 names = pytest.mark.parametrize("name", [f.name for f in fields(SlotTensors)])
 
-slot_dicts = st.fixed_dictionaries(
-    {
-        "stage": st.sampled_from(Stage),
-        "alpha_mode": st.sampled_from(AlphaMode),
-        "alpha": st.sampled_from([0.0, 1e-6, 0.35, 1.0]),
-        "alpha_target": st.sampled_from([0.0, 0.5, 1.0]),
-        "blueprint": st.sampled_from(Blueprint),
-        "operator": st.sampled_from(Operator),
-        "seed_id": st.integers(-1, 40),
-    },
-)
+STATES = {
+    "stage": list(Stage),
+    "alpha_mode": list(AlphaMode),
+    "alpha": [0.0, 1e-6, 0.35, 1.0],
+    "alpha_target": [0.0, 0.5, 1.0],
+    "blueprint": list(Blueprint),
+    "operator": list(Operator),
+    "seed_id": [-1, 0, 1, 40],
+}
+
+
+def slot_of(code):
+    """The slot with a number: a digit for each of `STATES`. One draw a slot keeps the examples cheap."""
+    slot = {}
+    for name, choices in STATES.items():
+        code, digit = divmod(code, len(choices))
+        slot[name] = choices[digit]
+    return slot
+
+
+slot_dicts = st.integers(0, math.prod(map(len, STATES.values())) - 1).map(slot_of)
 
 
 @st.composite
@@ -36,6 +55,12 @@ def populations(draw):
     slots = draw(st.integers(1, 20))
     row = st.lists(slot_dicts, min_size=slots, max_size=slots)
     return draw(st.lists(row, min_size=1, max_size=3))
+
+
+def fit_tables(slots):
+    """Which blueprints fit each of so many slots: none, or some."""
+    sets = st.integers(0, 2 ** len(Blueprint) - 1).map(lambda code: {b for b in Blueprint if code >> b & 1})
+    return st.lists(st.just(set()) | sets, min_size=slots, max_size=slots)
 
 
 def tensors(rows):
@@ -64,7 +89,7 @@ def legal_for(slot, something_fits):
 @given(populations(), st.data())
 def test_legal_ops_against_one_slot_at_a_time(rows, data):
     slots = len(rows[0])
-    fits = data.draw(st.lists(st.sets(st.sampled_from(Blueprint)), min_size=slots, max_size=slots))
+    fits = data.draw(fit_tables(slots))
     fits_SB = torch.tensor([[b in fitting for b in Blueprint] for fitting in fits])
     legal_ROS = legal_ops(tensors(rows), fits_SB)
     assert legal_ROS.shape == (len(rows), len(Op), slots)
@@ -72,6 +97,31 @@ def test_legal_ops_against_one_slot_at_a_time(rows, data):
         for s, slot in enumerate(row):
             given_legal = {op.name: bool(legal_ROS[r, op, s]) for op in Op}
             assert given_legal == legal_for(slot, bool(fits[s])), slot
+
+
+@given(populations(), st.data())
+def test_legal_choice_is_one_place_of_legal_ops(rows, data):
+    slots = len(rows[0])
+    fits = data.draw(fit_tables(slots))
+    fits_SB = torch.tensor([[b in fitting for b in Blueprint] for fitting in fits])
+    # Every row once for every operation and place.
+    chosen = [(row, op, place) for row in rows for op in Op for place in range(slots)]
+    state, times = tensors(rows), len(Op) * slots
+    repeated = {f.name: getattr(state, f.name).repeat_interleave(times, 0) for f in fields(SlotTensors)}
+    ops, places = (torch.tensor([int(c[column]) for c in chosen]) for column in (1, 2))
+    legal_R = legal_choice(SlotTensors(**repeated), fits_SB, ops, places)
+    assert legal_R.tolist() == [legal_for(row[place], bool(fits[place]))[op.name] for row, op, place in chosen]
+
+
+def test_stages_of_op():
+    # The stages in which each operation may name a slot, apart from alpha and blueprints; WAIT names none.
+    assert {op.name: {stage.name for stage in stages} for op, stages in STAGES_OF_OP.items()} == {
+        "GERMINATE": {"DORMANT"},
+        "SET_ALPHA_TARGET": {"BLENDING", "PROBATIONARY"},
+        "CULL": {"GERMINATED", "TRAINING", "BLENDING", "PROBATIONARY"},
+        "FOSSILIZE": {"PROBATIONARY"},
+        "ADVANCE": {"GERMINATED", "TRAINING", "BLENDING"},
+    }
 
 
 @given(populations())

@@ -93,6 +93,8 @@ DERIVED = {
     "RETARGETABLE_STAGES": "BLENDING PROBATIONARY",
     # Blended or in the incubator; a germinated seed exists but computes nothing.
     "ACTIVE_STAGES": "TRAINING BLENDING PROBATIONARY FOSSILIZED",
+    # A seed exists and is not blended yet.
+    "YOUNG_STAGES": "GERMINATED TRAINING",
 }
 
 
@@ -110,8 +112,8 @@ def test_one_way_on():
     # Each advancable stage to the next of the growth order; each waiting stage along its one arrow.
     advance = dict(zip(named("GERMINATED TRAINING BLENDING"), named("TRAINING BLENDING PROBATIONARY"), strict=True))
     clock = dict(zip(named("CULLED EMBARGOED RESETTING"), named("EMBARGOED RESETTING DORMANT"), strict=True))
-    assert stages.ADVANCE_TARGET == advance
-    assert stages.STEP_TABLE == {**advance, **clock}
+    assert advance == stages.ADVANCE_TARGET
+    assert advance | clock == stages.STEP_TABLE
     assert Stage.TRAINING is stages.INCUBATED_STAGE
 
 

@@ -163,6 +163,6 @@ def test_periodic_between_its_germinations(cell: dict[str, float], deny: Check |
 
 
 def test_unknown_name_is_one_line_with_the_known_names() -> None:
-    known = "^unknown controller 'sometimes'; known: never, random, periodic, heuristic$"
+    known = "^controller: unknown controller 'sometimes'; known: never, random, periodic, heuristic$"
     with pytest.raises(EsperError, match=known):
         make("sometimes")

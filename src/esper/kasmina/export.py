@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from esper.kasmina.banks import Bank
@@ -61,7 +62,9 @@ def _lane(bank: Bank, row: int, prefix: str) -> dict[str, Tensor]:
 
 def plain_module(description: Plain, state: dict[str, Tensor]) -> nn.Module:
     """Build the module of a description and load its state."""
-    module = build(description)
+    # Initial weights are drawn and thrown away; nobody's random numbers may notice.
+    with torch.random.fork_rng(devices=[]):
+        module = build(description)
     dtype = next(iter(state.values())).dtype
     module.to(dtype).load_state_dict(state)
     return module

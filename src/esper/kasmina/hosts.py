@@ -49,7 +49,11 @@ class Host:
             raise EsperError(f"host.kind: no host for {config.kind} yet; use vector, signal or image")
         axes = AXES[config.kind]
         if len(example) != axes + 1:
-            raise EsperError(f"host.kind: {config.kind} needs examples with {axes + 1} axes, these have {len(example)}")
+            raise EsperError(
+                f"host.kind: {config.kind} needs examples of {axes + 1} dimensions, these have {len(example)}"
+            )
+        if axes == 0 and config.pooling != "none":
+            raise EsperError("host.pooling: vectors have no extent to pool; use none")
         self.config, self.example, self.kind = config, example, config.kind
         shape: Shape = example
         segments: list[RowLayer] = []
@@ -58,7 +62,9 @@ class Host:
             layers: list[RowLayer] = []
             if axes and number and config.pooling != "none":
                 if min(shape[1:]) < 2:
-                    raise EsperError(f"host.pooling: segment {number} has an extent of {shape[1:]}, too small to halve")
+                    raise EsperError(
+                        f"host.pooling: segment {number + 1} has an extent of {shape[1:]}, too small to halve"
+                    )
                 layers.append(RowPool(config.pooling, axes))
             inner = RowSequential(*layers).output_shape(shape)
             for _ in range(config.depth):

@@ -73,6 +73,8 @@ class Grown(nn.Module):
 
     def __init__(self, seed: nn.Module, operator: str, alpha: float, gate: nn.Module | None = None) -> None:
         super().__init__()
+        if operator not in ("add", "multiply", "gate"):
+            raise ValueError(f"unknown operator {operator!r}")
         self.seed, self.operator, self.alpha, self.gate = seed, operator, alpha, gate
 
     def extra_repr(self) -> str:

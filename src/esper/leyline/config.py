@@ -1,9 +1,9 @@
 """Validated, frozen configuration: the one definition of every default."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from esper.leyline.actions import Blueprint, SiteKind
 
@@ -83,6 +83,12 @@ class GateConfig(Frozen):
     """G5: decisions in PROBATIONARY."""
     min_contribution: Finite = 0.0
     """G5: contribution above this (nats)."""
+
+    @model_validator(mode="after")
+    def _passable(self) -> Self:
+        if self.min_gradient_ratio >= self.max_gradient_ratio:
+            raise ValueError("min_gradient_ratio must be below max_gradient_ratio, or no seed can ever pass")
+        return self
 
 
 class GrowthConfig(Frozen):

@@ -80,6 +80,8 @@ BLENDED_STAGES = frozenset(GROWTH_ORDER[GROWTH_ORDER.index(Stage.BLENDING) :])
 RETARGETABLE_STAGES = BLENDED_STAGES - TERMINAL_STAGES
 """A new alpha target may be set."""
 INCUBATED_STAGE = Stage.TRAINING
+YOUNG_STAGES = OCCUPIED_STAGES - BLENDED_STAGES
+"""A seed exists and is not blended yet."""
 ACTIVE_STAGES = BLENDED_STAGES | {INCUBATED_STAGE}
 """The seed computes something, blended or in the incubator."""
 STEP_TABLE = {**ADVANCE_TARGET, **{s: next(iter(VALID_TRANSITIONS[s])) for s in WAITING_STAGES}}

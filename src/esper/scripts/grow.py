@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import time
@@ -52,7 +51,8 @@ def grow(config: RunConfig, *, out: Path | None, replace: bool) -> int:
     """Grow one network and compare it with its controls; give the exit code."""
     console = Console()
     check_device(config.device)
-    tune_process(os.cpu_count() or 1)
+    # One small network is no faster on two threads, and several times slower where another process wants the second.
+    tune_process(1)
     path = out or RUN_FOLDER / f"{config.task}-{config.host}-{config.controller}-seed{config.seed}"
     task = load_task(config.task, config.host, config.device)
     arms = [Arm(config, task, "grown")]

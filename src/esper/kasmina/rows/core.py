@@ -98,14 +98,14 @@ class RowLayer(ABC):
     def initial(self, uniform_LP: Tensor) -> Tensor:
         """Initial flat table [L, P] from uniform numbers in (0, 1) of the same shape."""
         low, high = (
-            torch.cat([uniform_LP.new_full((p.size,), value) for p in self.params for value in [getattr(p, side)]])
+            torch.tensor([getattr(p, side) for p in self.params for _ in range(p.size)]).to(uniform_LP)
             for side in ("low", "high")
         )
         return torch.lerp(low, high, uniform_LP)
 
     def decay_mask(self) -> Tensor:
         """Float [P]: 1 where weight decay applies."""
-        return torch.cat([torch.full((p.size,), float(p.decay)) for p in self.params])
+        return torch.tensor([float(p.decay) for p in self.params for _ in range(p.size)])
 
 
 class RowSequential(RowLayer):

@@ -13,7 +13,7 @@ import torch
 from esper.leyline.actions import Blueprint, Op
 from esper.leyline.checks import ALL_GATE_CHECKS, Check
 from esper.leyline.slots import NOT_MEASURED, legal_ops
-from esper.leyline.stages import OCCUPIED_STAGES, Stage, stage_table
+from esper.leyline.stages import OCCUPIED_STAGES, YOUNG_STAGES, Stage, stage_table
 from esper.leyline.view import PopulationView
 from esper.tamiyo.controllers.base import (
     RECIPE,
@@ -83,6 +83,7 @@ class HeuristicController:
         self._config = config
         self._gardener = Gardener(config.recipe, device)
         self._occupied = stage_table(OCCUPIED_STAGES).to(device)
+        self._young = stage_table(YOUNG_STAGES).to(device)
         self._loss_RW = torch.full((rows, config.window + 1), NOT_MEASURED, device=device)
         self._penalty_RB = torch.zeros(rows, len(Blueprint), device=device)
         self._seeds_made_R = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -145,6 +146,6 @@ class HeuristicController:
         # False while anything is not measured: comparisons with NaN are.
         plateau_R = (before_R - now_R) / before_R.abs() < config.plateau
         overdue_R = view.decision - self._germinated_R >= config.patience
-        incubating_RS = (stage_RS == int(Stage.GERMINATED)) | (stage_RS == int(Stage.TRAINING))
+        incubating_RS = self._young[stage_RS]
         in_time = time_to_commit(view, config.recipe.tempo) & (view.decision >= config.settle)
         return (plateau_R | overdue_R) & now_R.isfinite() & ~incubating_RS.any(1) & in_time
