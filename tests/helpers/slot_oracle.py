@@ -109,16 +109,16 @@ def failed_checks(slot: dict[str, float], entered: Stage, limits: GateConfig, ho
         Stage.BLENDING: {
             Check.TRAINING_DECISIONS: slot["stage_age"] >= limits.min_training_decisions,
             Check.GRADIENT_FINITE: math.isfinite(slot["gradient_norm"]),
-            Check.GRADIENT_VANISHING: ratio > limits.min_gradient_ratio,
+            Check.GRADIENT_VANISHING: limits.min_gradient_ratio < ratio < math.inf,
             Check.GRADIENT_EXPLODING: ratio < limits.max_gradient_ratio,
-            Check.INCUBATOR_GAIN: slot["incubator_gain"] > limits.min_incubator_gain,
+            Check.INCUBATOR_GAIN: limits.min_incubator_gain < slot["incubator_gain"] < math.inf,
         },
         Stage.PROBATIONARY: {
             Check.ALPHA_AT_TARGET: slot["alpha_mode"] == AlphaMode.HOLD and slot["alpha"] == slot["alpha_target"]
         },
         Stage.FOSSILIZED: {
             Check.PROBATION_DECISIONS: slot["stage_age"] >= limits.min_probation_decisions,
-            Check.CONTRIBUTION: slot["contribution"] > limits.min_contribution,
+            Check.CONTRIBUTION: limits.min_contribution < slot["contribution"] < math.inf,
         },
     }
     return [check for check, passed in asked[entered].items() if not passed]

@@ -23,7 +23,7 @@ def ramp_share(curve: Tensor, progress: Tensor) -> Tensor:
     curve
         Int64, values of `Curve`.
     progress
-        Float32 in [0, 1]: decisions done over decisions in all.
+        In [0, 1]: decisions done over decisions in all.
     """
     share = torch.where(curve == int(Curve.COSINE), (1 - torch.cos(math.pi * progress)) / 2, progress)
     for kind, steepness in SIGMOID_STEEPNESS.items():
@@ -36,5 +36,6 @@ def ramp_share(curve: Tensor, progress: Tensor) -> Tensor:
 
 def ramp_alpha(start: Tensor, target: Tensor, curve: Tensor, done: Tensor, total: Tensor) -> Tensor:
     """Alpha after `done` of `total` decisions: monotone, and the target itself at the end."""
-    progress = done / total.clamp(min=1)
-    return torch.where(done >= total, target, start + (target - start) * ramp_share(curve, progress))
+    # In float64 and rounded once: float32 sigmoids round differently with the number of rows.
+    progress = done.double() / total.clamp(min=1)
+    return torch.where(done >= total, target, start + (target - start) * ramp_share(curve, progress).to(start.dtype))

@@ -31,6 +31,9 @@ class Bank:
         Moments of the optimizer [N, P].
     steps
         Updates made by each lane [N], float.
+    decay
+        Product of the betas over the updates that each lane made [N, 2], float64. A running product, because a power
+        rounds differently with the number of lanes, and no lane may notice another.
     norm_sum
         Sum of gradient norms since `start_decision` [N].
     row, seed_id
@@ -52,6 +55,7 @@ class Bank:
         self.second = torch.empty_like(self.theta)
         self.scratch = torch.empty_like(self.theta)
         self.steps = torch.empty(0, device=device, dtype=dtype)
+        self.decay = torch.empty(0, 2, device=device, dtype=torch.float64)
         self.norm_sum = torch.empty(0, device=device, dtype=dtype)
         self.decay_P = layer.decay_mask().to(device, dtype)
 
@@ -91,7 +95,8 @@ class Bank:
         self.theta = theta.requires_grad_()
         self.buffers = [carry(old, b.low) for old, b in zip(self.buffers, self.layer.buffers, strict=True)]
         self.first, self.second = carry(self.first, 0.0), carry(self.second, 0.0)
-        self.steps, self.norm_sum = carry(self.steps, 0.0), carry(self.norm_sum, 0.0)
+        self.steps, self.decay = carry(self.steps, 0.0), carry(self.decay, 1.0)
+        self.norm_sum = carry(self.norm_sum, 0.0)
         self.scratch = torch.empty_like(self.first)
         self.row, self.seed_id, self.row_N = row, seed_id, row_N
         return True

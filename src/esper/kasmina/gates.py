@@ -1,6 +1,6 @@
 """What each gate says of each slot. Shapes: C gate checks, R rows, S slots.
 
-A check whose quantity was not measured (NaN) fails: every comparison with NaN is false.
+A check whose quantity was not measured (NaN), or is infinite, fails.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Gates:
         """
         moving = slots.alpha_mode != int(AlphaMode.HOLD)
         # A ramp in progress is never at its target, even where two of its points coincide.
-        distance = torch.where(moving, (slots.alpha - slots.alpha_target).abs().clamp(min=1e-6), 0.0)
+        distance = (slots.alpha - slots.alpha_target).abs()
+        distance = torch.where(moving, distance.clamp(min=1e-6), distance)
         value = {
             Check.HOST_LOSS: host_loss_R.float()[:, None].expand_as(slots.alpha),
             Check.TRAINING_DECISIONS: slots.stage_age.float(),
@@ -75,4 +76,5 @@ class Gates:
         signed_CRS = value_CRS * self._sign_C
         passed_CRS = signed_CRS > self._bound_C
         passed_CRS |= (signed_CRS == self._bound_C) & self._inclusive_C
+        passed_CRS &= value_CRS.isfinite()
         return GateReport(value_CRS, passed_CRS, self._limit_C)

@@ -176,12 +176,14 @@ class Lifecycle:
         table = self._tables
         op, slot = action[:, Head.OP], action[:, Head.SLOT]
         rows = torch.arange(slots.rows, device=slots.device)
-        legal = legal_choice(slots, table["fits"], op, slot)
+        # As if everything fitted: what does not is refused by its own name.
+        anything = torch.ones_like(table["fits"])
+        legal = legal_choice(slots, anything, op, slot)
         fits = table["fits"][slot, action[:, Head.BLUEPRINT]]
         misfit = (op == int(Op.GERMINATE)) & ~fits
         gradual = (op == int(Op.CULL)) & (table["speed"][action[:, Head.ALPHA_SPEED]] > 0)
         retarget = torch.full_like(op, int(Op.SET_ALPHA_TARGET))
-        no_fade = gradual & ~legal_choice(slots, table["fits"], retarget, slot)
+        no_fade = gradual & ~legal_choice(slots, anything, retarget, slot)
         entered = torch.where(op == int(Op.FOSSILIZE), int(Stage.FOSSILIZED), table["next"][before])
         gated = (op == int(Op.ADVANCE)) | (op == int(Op.FOSSILIZE))
         asked_RC = table["checks_of_stage"][entered] & gated[:, None]

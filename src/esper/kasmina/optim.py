@@ -34,6 +34,7 @@ class RowOptimizer:
 
     def __init__(self, config: OptimizerConfig) -> None:
         self.config = config
+        self._betas = torch.tensor([config.momentum, config.beta2], dtype=torch.float64)
 
     @torch.no_grad()
     def step(
@@ -56,22 +57,23 @@ class RowOptimizer:
         sizes = [len(bank) for bank in banks]
         norms = [torch.linalg.vector_norm(grad, dim=1) for grad in grads]
         norm_N, rate_N = torch.cat(norms), torch.cat(tuple(rates))
-        steps_N = torch.cat([bank.steps for bank in banks])
+        decay_N2 = torch.cat([bank.decay for bank in banks])
         ok_N = norm_N.isfinite()
         if any(mask is not None for mask in active):
             pairs = zip(active, norms, strict=True)
             ok_N &= torch.cat([torch.ones_like(n, dtype=torch.bool) if m is None else m for m, n in pairs])
         share_N = (config.clip_norm / (norm_N + CLIP_EPSILON)).clamp(max=1.0)
-        # Only lanes that move count a step; a rate of 0 leaves the others alone.
-        steps_N += ok_N
+        decay_N2 *= torch.where(ok_N[:, None], self._betas.to(decay_N2.device), 1.0)
         rate_N = rate_N * ok_N
         columns = {"share": share_N, "idle": ~ok_N, "moves": ok_N.to(norm_N.dtype), "rate": rate_N}
         if config.method == "adamw":
-            columns |= self._denominator(steps_N, rate_N, ok_N)
+            columns |= self._denominator(decay_N2, rate_N)
         split = {name: column[:, None].split(sizes) for name, column in columns.items()}
-        for at, (bank, grad, steps, norm) in enumerate(zip(banks, grads, steps_N.split(sizes), norms, strict=True)):
+        lanes = zip(banks, grads, decay_N2.split(sizes), ok_N.split(sizes), norms, strict=True)
+        for at, (bank, grad, decay, moved, norm) in enumerate(lanes):
             bank.norm_sum += norm
-            bank.steps.copy_(steps)
+            bank.decay.copy_(decay)
+            bank.steps += moved
             of_bank = {name: pieces[at] for name, pieces in split.items()}
             grad.mul_(of_bank["share"]).masked_fill_(of_bank["idle"], 0.0)
             if config.method == "adamw":
@@ -79,13 +81,13 @@ class RowOptimizer:
             else:
                 self._sgd(bank, grad, of_bank)
 
-    def _denominator(self, steps_N: Tensor, rate_N: Tensor, ok_N: Tensor) -> dict[str, Tensor]:
-        """Coefficients of `(sqrt(second)/sqrt(bias2) + eps) / -(rate/bias1)`, which is infinite for an idle lane."""
-        config = self.config
-        size_N = rate_N / (1 - config.momentum**steps_N)
-        bias2_N = (1 - config.beta2**steps_N).sqrt()
-        slope_N = torch.where(ok_N, -1 / (size_N * bias2_N), 0.0)
-        floor_N = torch.where(ok_N, -config.epsilon / size_N, -torch.inf)
+    def _denominator(self, decay_N2: Tensor, rate_N: Tensor) -> dict[str, Tensor]:
+        """Coefficients of `(sqrt(second)/sqrt(bias2) + eps) / -(rate/bias1)`, which is infinite at a rate of 0."""
+        bias1_N, bias2_N = (1 - decay_N2).to(rate_N.dtype).unbind(1)
+        moving_N = rate_N > 0
+        size_N = rate_N / bias1_N
+        slope_N = torch.where(moving_N, -1 / (size_N * bias2_N.sqrt()), 0.0)
+        floor_N = torch.where(moving_N, -self.config.epsilon / size_N, -torch.inf)
         return {"slope": slope_N, "floor": floor_N}
 
     def _adamw(self, bank: Bank, grad: Tensor, lane: dict[str, Tensor]) -> None:

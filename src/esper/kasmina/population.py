@@ -92,7 +92,7 @@ class Population:
         self._segment_sizes = [segment.parameter_count for segment in host.segments]
         self._segment_buffers = np.cumsum([0] + [len(segment.buffers) for segment in host.segments])
         self.lane_axis = 0 if host.kind is SiteKind.VECTOR else 1
-        self._settle()
+        self.settle()
 
     @property
     def banks(self) -> Iterator[Bank]:
@@ -106,7 +106,7 @@ class Population:
         """Perform one action per row, let the decision pass, and make the banks fit the slots."""
         outcome = self.lifecycle.apply(self.slots, actions, gates)
         self.lifecycle.tick(self.slots)
-        self._settle()
+        self.settle()
         return outcome
 
     def gate_report(self, host_loss_R: Tensor) -> GateReport:
@@ -133,9 +133,9 @@ class Population:
         number = planted.long().cumsum(1) - 1 + slots.seeds_made[:, None]
         slots.seed_id[planted] = number[planted]
         slots.seeds_made += planted.sum(1)
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Bring banks and passes in line with the slots: the one device-to-host transfer of a decision."""
         self.structure = self.slots.structure()
         occupied = stage_table(OCCUPIED_STAGES).numpy()[self.structure.stage]

@@ -57,7 +57,7 @@ class OptimizerConfig(Frozen):
     final_share: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of the peak rate at the run's own last update, reached along a cosine."""
     weight_decay: NonNegative = 0.01
-    """Decoupled weight decay of matrices and kernels; biases and norms have none."""
+    """Weight decay of matrices and kernels, as in torch.optim: decoupled in AdamW, added to the gradient in SGD."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of SGD, or beta1 of AdamW."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -76,9 +76,9 @@ class GateConfig(Frozen):
     min_incubator_gain: Finite = 0.0
     """G2: incubator gain above this (nats)."""
     min_gradient_ratio: NonNegative = 1e-3
-    """G2: a smaller gradient, relative to the host's, is vanishing."""
+    """G2: a gradient not above this, relative to the host's, is vanishing."""
     max_gradient_ratio: Rate = 1e3
-    """G2: a larger gradient, relative to the host's, is exploding."""
+    """G2: a gradient not below this, relative to the host's, is exploding."""
     min_probation_decisions: Positive = 3
     """G5: decisions in PROBATIONARY."""
     min_contribution: Finite = 0.0
