@@ -24,6 +24,11 @@ from esper.tolaria.training import example_losses
 
 HOSTS = {
     "CNN on 8x8": (
+        HostConfig(kind=SiteKind.IMAGE, widths=(8, 8, 8), norm="batch", pooling="average"),
+        (1, 8, 8),
+        {False: 6.0, True: 4.5},
+    ),
+    "CNN on 8x8, twice as wide": (
         HostConfig(kind=SiteKind.IMAGE, widths=(8, 16, 16), norm="batch", pooling="average"),
         (1, 8, 8),
         {False: 6.0, True: 4.5},
