@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
-BENCHMARKS := $(filter-out %/common.py,$(sort $(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out %/common.py %/summary.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint types imports check bench
@@ -38,5 +38,6 @@ imports: venv ## check which package may import which
 
 check: test lint types imports ## everything that must pass before a change goes in
 
-bench: venv ## run every script in benchmarks/
+bench: venv ## run every script in benchmarks/, and write docs/benchmarks.md
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python "$$script"; done
+	$(BIN)/python benchmarks/summary.py
