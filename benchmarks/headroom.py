@@ -54,7 +54,7 @@ def main() -> None:
     defaults = RunConfig().training
     parser.add_argument("--updates", type=int, default=defaults.horizon * defaults.updates_per_decision)
     args = parser.parse_args()
-    tune_process(2)
+    tune_process(1)
     rows = [run(name, which, args.seeds, args.updates) for name in TASKS for which in ("impaired", "ample")]
     report("headroom", rows, settings=vars(args))
 

@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=8)
     args = parser.parse_args()
-    tune_process(2)
+    tune_process(1)
     rows = []
     for task in TASKS:
         vector = task.endswith("-mlp")

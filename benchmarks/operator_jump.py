@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=8)
     args = parser.parse_args()
-    tune_process(2)
+    tune_process(1)
     rows = []
     for name in TASKS:
         episode = Episode(RunConfig(task=name), load_task(name, "impaired"), "heuristic", torch.arange(args.rows))

@@ -17,8 +17,10 @@ ORDER = (
 )
 HEAD = """# Benchmarks
 
-Written by `benchmarks/summary.py` from `benchmarks/results/`; `make bench` makes them anew. Times are medians, the sides
-of a comparison take turns in one process; what counts are the ratios. "At least" and "at most" are what was asked for.
+Written by `benchmarks/summary.py` from `benchmarks/results/`; `make bench` makes them anew.
+
+Times are medians, the sides of a comparison take turns in one process; what counts are the ratios.
+"At least" and "at most" are what was asked for.
 """
 
 
