@@ -139,7 +139,7 @@ def test_refused_actions_are_recorded_with_the_check_that_refused_them(task):
             failed = [c for c in asked if not step.passed_CRS[ALL_GATE_CHECKS.index(c), row, slot]]
             assert step.refused_by_R[row] == failed[0]
             reasons.add(failed[0])
-    assert {Check.INCUBATOR_GAIN, Check.ALPHA_AT_TARGET, Check.CONTRIBUTION} <= reasons
+    assert {Check.INCUBATOR_GAIN, Check.ALPHA_AT_TARGET} <= reasons
 
 
 @tasks

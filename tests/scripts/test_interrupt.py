@@ -1,0 +1,229 @@
+"""Ctrl-C: the first ends a run after its decision and keeps what was done, the second ends it at once."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from esper.leyline.config import RunConfig
+from esper.scripts.grow import INTERRUPTED, _Interrupt
+from esper.scripts.main import main
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+# Longer than any test: it ends because it is told to.
+ENDLESS = ("--task", "digits-mlp", "--controller", "random", "--horizon", "100000", "--updates-per-decision", "1")
+
+
+def start(*command, cwd):
+    """Start a process whose group the terminal of the tests does not reach."""
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(run, words):
+    """Read until a line that holds `words`; give everything read."""
+    read = ""
+    for line in run.stdout:
+        read += line
+        if words in line:
+            return read
+    raise AssertionError(f"{words!r} never came: {read}{run.stderr.read()}")
+
+
+def strict(text):
+    def refuse(constant):
+        raise AssertionError(f"{constant} in the file")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Interrupt a run after its first decisions; give its folder, exit code, output and complaints."""
+    home = tmp_path_factory.mktemp("home")
+    run = start("-m", "esper.scripts.main", "grow", *ENDLESS, "--out", "a run", cwd=home)
+    try:
+        out = wait_for(run, "grown: decision 10/100000")
+        run.send_signal(signal.SIGINT)
+        rest, err = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    return home / "a run", run.returncode, out + rest, err
+
+
+def test_exit_code(stopped):
+    _, code, out, err = stopped
+    assert (code, err) == (INTERRUPTED, "")
+    assert INTERRUPTED == 130
+    assert "Traceback" not in out
+
+
+def test_the_folder_holds_what_was_done(stopped):
+    folder, *_ = stopped
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("config.json", "events.jsonl", "history.jsonl"),
+        *("model.json", "model.py", "model.safetensors", "result.json"),
+    ]
+    result = strict((folder / "result.json").read_text())
+    assert (result["status"], result["arm"], result["arms"]) == ("interrupted", "grown", [])
+    history, events = (
+        [strict(line) for line in (folder / name).read_text().splitlines()]
+        for name in ("history.jsonl", "events.jsonl")
+    )
+    assert 10 <= len(history) == result["decisions"] < 100_000
+    assert [line["decision"] for line in history] == list(range(len(history)))
+    assert all(event["decision"] < len(history) for event in events)
+    assert events
+    config = RunConfig.model_validate_json((folder / "config.json").read_text())
+    assert (config.controller, config.training.horizon) == ("random", 100_000)
+
+
+def test_the_model_of_the_last_decision_loads(stopped):
+    folder, *_ = stopped
+    model = subprocess.run(
+        [sys.executable, "-I", str(folder / "model.py")], capture_output=True, text=True, check=True, timeout=120
+    )
+    last = strict((folder / "history.jsonl").read_text().splitlines()[-1])
+    assert model.stdout.endswith(f"{last['parameters']:,} parameters\n")
+
+
+def test_the_message_says_where_it_is_and_how_to_run_it_again(stopped, monkeypatch, capsys):
+    folder, _, out, _ = stopped
+    message = out.splitlines()[-1]
+    decisions = strict((folder / "result.json").read_text())["decisions"]
+    assert message.startswith(f"Stopped after decision {decisions} of 100000 (grown). ")
+    assert "Kept in a run: history, events and the model so far. " in message
+    # What it says to type does run, from the same place.
+    command = shlex.split(re.search(r"run it again with: (.*)$", message)[1])
+    assert command[:3] == ["esper", "grow", "--config"]
+    monkeypatch.chdir(folder.parent)
+    assert main([*command[1:], "--horizon", "2"]) == 0
+    again = folder.parent / command[command.index("--out") + 1]
+    assert strict((again / "result.json").read_text())["status"] == "finished"
+    assert str(again.name) in capsys.readouterr().out
+    first = [strict(f.read_text().splitlines()[0]) for f in (folder / "history.jsonl", again / "history.jsonl")]
+    # The schedule is another one; the initialisation and the data are not.
+    assert first[0]["train_loss"] == first[1]["train_loss"]
+
+
+# Says when it is in the middle of a decision, and when it was asked to stop. Its own arguments: the decision, the
+# controller, and what comes after that.
+DRIVER = """
+import sys
+from esper.scripts import grow, main
+from esper.simic.episode import Episode
+
+decision, controller, then = sys.argv[1:4]
+advance, interrupts = Episode.advance, []
+
+class Interrupt(grow._Interrupt):
+    def __init__(self):
+        super().__init__()
+        interrupts.append(self)
+
+def watched(self):
+    if (str(self.decision), type(self.controller).__name__) == (decision, controller):
+        print("deciding", flush=True)
+        while not interrupts[0].asked:
+            pass
+        print("asked", flush=True)
+        while then == "never ends":
+            pass
+    advance(self)
+
+grow._Interrupt, Episode.advance = Interrupt, watched
+sys.exit(main.main(sys.argv[4:]))
+"""
+SHORT = ("--task", "digits-mlp", "--controller", "random", "--horizon", "4", "--updates-per-decision", "1")
+
+
+def interrupted_in(home, decision, controller, then="ends"):
+    """Start a run that is interrupted in a decision of the first arm under a controller."""
+    run = start("-c", DRIVER, str(decision), controller, then, "grow", *SHORT, "--out", "run", cwd=home)
+    wait_for(run, "deciding")
+    run.send_signal(signal.SIGINT)
+    wait_for(run, "asked")
+    return run
+
+
+def test_the_second_ends_at_once(tmp_path):
+    run = interrupted_in(tmp_path, 2, "RandomController", "never ends")
+    try:
+        # It is still in the decision in which the first one came.
+        assert run.poll() is None
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert run.returncode == INTERRUPTED
+    assert err == "esper: stopped at once\n"
+    assert "Traceback" not in out
+    # What was written is whole: the decisions before.
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "config.json",
+        "events.jsonl",
+        "history.jsonl",
+    ]
+    history = [strict(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    assert [line["decision"] for line in history] == [0, 1]
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_the_decision_in_which_it_came_is_finished(tmp_path, at):
+    run = interrupted_in(tmp_path, at, "RandomController")
+    out, err = run.communicate(timeout=120)
+    assert (run.returncode, err) == (INTERRUPTED, "")
+    history = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert len(history) == at + 1
+    assert f"Stopped after decision {at + 1} of 4 (grown)." in out
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_while_a_control_trains_the_grown_network_is_kept_whole(tmp_path):
+    run = interrupted_in(tmp_path, 1, "NeverController")
+    out, err = run.communicate(timeout=120)
+    assert (run.returncode, err) == (INTERRUPTED, "")
+    assert "Stopped after decision 2 of 4 (host alone)." in out
+    result = strict((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["arm"], result["decisions"]) == ("interrupted", "host alone", 2)
+    assert [arm["arm"] for arm in result["arms"]] == ["grown"]
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 4
+    # The one network that was finished is shown.
+    assert "Test split" in out
+    assert re.search(r"grown +│ +\d+\.\d%", out)
+
+
+def test_only_while_it_watches():
+    before = signal.getsignal(signal.SIGINT)
+    interrupt = _Interrupt()
+    with interrupt.watching():
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    # An error inside gives the old handler back as well.
+    with pytest.raises(RuntimeError, match="inside"), _Interrupt().watching():
+        raise RuntimeError("inside")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_outside_a_run_ctrl_c_ends_at_once(monkeypatch, capsys):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("esper.tolaria.tasks.DATASETS", {"digits": lambda seed: interrupted()})
+    assert main(["tasks"]) == INTERRUPTED
+    assert capsys.readouterr().err == "esper: stopped at once\n"

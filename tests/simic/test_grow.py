@@ -1,0 +1,212 @@
+"""The arms of a grow run: the same conditions for all, and what their lines and results say."""
+
+import json
+import math
+from dataclasses import fields
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from esper.kasmina.export import export_row
+from esper.leyline.actions import Blueprint, Operator
+from esper.leyline.config import OptimizerConfig
+from esper.leyline.stages import OCCUPIED_STAGES, Stage
+from esper.simic.grow import ARMS, ROW, Arm, SlotLine
+from helpers.episodes import OPEN_GATES, TASK_NAMES, Script, run_config, task_of
+from helpers.growing import act, germinate
+
+TASK = "mnist1d-mlp"
+SLOTS = 3
+tasks = pytest.mark.parametrize("task", TASK_NAMES)
+arm_names = pytest.mark.parametrize("name", list(ARMS))
+
+
+def make(name="grown", controller="heuristic", *, task=TASK, horizon=5, updates=2, script=None, **more):
+    config = run_config(task, controller, horizon=horizon, updates=updates, growth=OPEN_GATES, **more)
+    arm = Arm(config, task_of(task, examples=100), name)
+    if script is not None:
+        arm.episode.controller = Script(script)
+    return arm
+
+
+def go(arm, stopped=lambda: False):
+    """Run an arm; give its lines and its events."""
+    pairs = list(arm.run(stopped))
+    return [line for line, _ in pairs], [event for _, events in pairs for event in events]
+
+
+def numbers(line):
+    """Everything a line says but its time."""
+    return {name: value for name, value in line.to_dict().items() if name != "seconds"}
+
+
+def test_the_arms():
+    assert list(ARMS) == ["grown", "host alone", "everything from the start"]
+
+
+@arm_names
+def test_lines_come_one_for_each_decision(name):
+    arm = make(name)
+    lines, _ = go(arm)
+    assert [line.decision for line in lines] == [0, 1, 2, 3, 4]
+    assert [line.updates for line in lines] == [2, 4, 6, 8, 10]
+    seconds = [line.seconds for line in lines]
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[0]
+    assert arm.result().seconds == seconds[-1]
+    for line in lines:
+        assert all(math.isfinite(value) for value in (line.train_loss, line.val_loss))
+        assert 0 <= line.val_accuracy <= 1
+        assert [slot.slot for slot in line.slots] == ["r0c0", "r0c1", "r0c2"]
+        json.dumps(line.to_dict(), allow_nan=False)
+
+
+@tasks
+def test_the_arms_start_equal_and_see_the_same_data(task):
+    arms = {name: make(name, task=task) for name in ARMS}
+    thetas = [arm.episode.population.hosts.theta for arm in arms.values()]
+    assert torch.equal(thetas[0], thetas[1])
+    assert torch.equal(thetas[0], thetas[2])
+    orders = [arm.episode.trainer.order.indices(0, 10) for arm in arms.values()]
+    assert torch.equal(orders[0], orders[1])
+    assert torch.equal(orders[0], orders[2])
+    assert {arm.episode.trainer.total_updates for arm in arms.values()} == {10}
+    # While nothing is blended, the grown network is the host alone; the third one starts as the same function.
+    first = {name: next(arm.run(lambda: False))[0] for name, arm in arms.items()}
+    assert numbers(first["grown"]) == numbers(first["host alone"])
+    assert first["everything from the start"].train_loss != first["host alone"].train_loss
+
+
+def test_a_run_that_never_grows_is_its_own_control():
+    grown, alone = (go(make(name, "never"))[0] for name in ("grown", "host alone"))
+    assert [numbers(line) for line in grown] == [numbers(line) for line in alone]
+
+
+@tasks
+def test_the_host_alone_grows_nothing(task):
+    arm = make("host alone", "random", task=task, horizon=8)
+    lines, events = go(arm)
+    assert events == []
+    assert {line.parameters for line in lines} == {arm.task.host.body.parameter_count}
+    assert {slot.stage for line in lines for slot in line.slots} == {"DORMANT"}
+
+
+@tasks
+def test_everything_from_the_start(task):
+    arm = make("everything from the start", "random", task=task, horizon=4)
+    lines, events = go(arm)
+    assert events == []
+    assert {slot.stage for line in lines for slot in line.slots} == {"FOSSILIZED"}
+    assert {slot.alpha for line in lines for slot in line.slots} == {1.0}
+    modules = export_row(arm.episode.population, ROW)
+    assert {line.parameters for line in lines} == {sum(p.numel() for p in modules.parameters())}
+    assert arm.parameters > arm.task.host.body.parameter_count
+
+
+SCRIPT = {
+    0: germinate(1, Blueprint.MLP_SMALL, Operator.GATE),
+    1: act(2 + 3, 1),  # ADVANCE
+    3: act(5, 1),
+    4: germinate(0, Blueprint.NORM, Operator.ADD),
+    5: act(5, 0),
+}
+
+
+def test_the_lines_tell_what_the_slots_hold():
+    lines, events = go(make(script=SCRIPT, horizon=8))
+    assert [event.what for event in events] == ["germinate", "advance", "advance", "germinate", "advance"]
+    one = [line.slots[1] for line in lines]
+    assert [slot.stage for slot in one] == ["GERMINATED"] + ["TRAINING"] * 2 + ["BLENDING"] * 5
+    assert {(slot.blueprint, slot.operator) for slot in one} == {("mlp_small", "gate")}
+    assert [slot.alpha for slot in one] == pytest.approx([0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1])
+    assert len({slot.parameters for slot in one}) == 1
+    two = [line.slots[2] for line in lines]
+    assert set(two) == {SlotLine("r0c2", "DORMANT", None, None, 0.0, 0, None, None, None, None, None)}
+
+
+def test_what_is_not_measured_is_none():
+    lines, _ = go(make(script=SCRIPT, horizon=8))
+    for line in lines:
+        for slot in line.slots:
+            occupied = Stage[slot.stage] in OCCUPIED_STAGES
+            assert (slot.blueprint is not None) == (slot.operator is not None) == occupied
+            assert (slot.contribution is not None) == (slot.contribution_se is not None) == (slot.stage == "BLENDING")
+            assert (slot.incubator_gain is not None) == (slot.incubator_gain_se is not None)
+            assert (slot.incubator_gain is not None) == (slot.stage == "TRAINING")
+            assert (slot.gradient_ratio is not None) == (slot.stage in ("TRAINING", "BLENDING"))
+
+
+def test_parameters_are_those_of_the_network_in_use():
+    arm = make(script=SCRIPT, horizon=8)
+    host = arm.task.host.body.parameter_count
+    for line, _ in arm.run(lambda: False):
+        modules = export_row(arm.episode.population, ROW)
+        assert line.parameters == sum(p.numel() for p in modules.parameters())
+        blended = line.decision >= 3
+        assert line.parameters == host + (line.slots[1].parameters if blended else 0)
+
+
+@tasks
+def test_the_result_is_that_of_the_exported_network_on_test(task):
+    arm = make("everything from the start", task=task, horizon=2)
+    go(arm)
+    result = arm.result()
+    test = arm.task.data.test
+    with torch.no_grad():
+        logits = export_row(arm.episode.population, ROW)(test.x)
+    assert result.test_accuracy == pytest.approx((logits.argmax(1) == test.y).float().mean().item(), abs=1e-6)
+    assert result.test_loss == pytest.approx(F.cross_entropy(logits, test.y).item(), rel=1e-5)
+    assert (result.arm, result.decisions) == ("everything from the start", 2)
+    assert result.parameters == arm.parameters
+
+
+def test_the_test_split_is_not_touched_before_the_result():
+    arm = make(horizon=3)
+    spoiled = arm.task.data.test
+    # A network that saw the test split would say so in every number behind it.
+    x = spoiled.x.clone()
+    try:
+        spoiled.x.fill_(float("nan"))
+        lines, _ = go(arm)
+    finally:
+        spoiled.x.copy_(x)
+    clean, _ = go(make(horizon=3))
+    assert [numbers(line) for line in lines] == [numbers(line) for line in clean]
+
+
+@pytest.mark.parametrize("decisions", [0, 1, 3])
+def test_a_run_that_is_stopped(decisions):
+    arm = make(horizon=5)
+    lines, _ = go(arm, lambda: arm.episode.decision >= decisions)
+    assert len(lines) == decisions
+    result = arm.result()
+    assert result.decisions == decisions
+    assert 0 <= result.test_accuracy <= 1
+    assert result.test_loss is not None
+
+
+def test_a_run_that_diverges_is_told_without_a_number():
+    # An absurd rate, unclipped: the loss is soon not finite, and JSON knows no such number.
+    optimizer = OptimizerConfig(method="sgd", learning_rate=1e30, clip_norm=1e30, warmup=0.0)
+    arm = make("host alone", horizon=4, optimizer=optimizer)
+    lines, _ = go(arm)
+    assert lines[-1].val_loss is None
+    assert all(value is None or math.isfinite(value) for line in lines for value in (line.train_loss, line.val_loss))
+    assert arm.result().test_loss is None
+    for line in lines:
+        json.dumps(line.to_dict(), allow_nan=False)
+
+
+def test_the_same_run_twice():
+    first, second = (go(make(controller="random", horizon=10, seed=3)) for _ in range(2))
+    assert [numbers(line) for line in first[0]] == [numbers(line) for line in second[0]]
+    assert first[1] == second[1]
+
+
+def test_a_record_holds_every_field():
+    line = next(make().run(lambda: False))[0]
+    record = line.to_dict()
+    assert set(record) == {f.name for f in fields(line)}
+    assert set(record["slots"][0]) == {f.name for f in fields(SlotLine)}
+    assert len(record["slots"]) == SLOTS

@@ -1,0 +1,296 @@
+"""Training beside plain torch: one row is an ordinary network under an ordinary optimizer."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from esper.kasmina.population import Population
+from esper.leyline.actions import Operator, SiteKind
+from esper.leyline.stages import Stage
+from esper.tolaria.datasets import Split
+from esper.tolaria.schedule import rate_factor
+from esper.tolaria.training import Trainer, example_losses
+from helpers.population_tools import (
+    BLUEPRINTS,
+    KINDS,
+    Wish,
+    audit,
+    bring,
+    decide,
+    lanes_of_row,
+    make_split,
+    mixed_stages,
+    network_with,
+    populate,
+    record,
+    same_state,
+    train_on,
+)
+
+ADD, MULTIPLY, GATE = Operator
+UPDATES = 20
+ROWS = [0, 1, 2, 3]
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+class Plain:
+    """A network trained by torch alone: one clipping for the host, and one for each seed and each gate."""
+
+    def __init__(self, network: nn.Module, trainer: Trainer, frozen: str | None) -> None:
+        self.network, self.trainer, self.config = network.train(), trainer, trainer.config
+        groups: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in network.named_parameters():
+            if frozen is not None and name.startswith(frozen):
+                parameter.requires_grad_(False)
+                continue
+            part = "host" if name.startswith("segment") else ".".join(name.split(".")[:2])
+            groups.setdefault(part, []).append(parameter)
+        self.groups = list(groups.values())
+        config = self.config
+        # Matrices and kernels decay, biases and norms do not.
+        flat = [p for group in self.groups for p in group]
+        options = [
+            {"params": [p for p in flat if p.dim() > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in flat if p.dim() == 1], "weight_decay": 0.0},
+        ]
+        if config.method == "adamw":
+            betas = (config.momentum, config.beta2)
+            self.optimizer = torch.optim.AdamW(options, lr=1.0, betas=betas, eps=config.epsilon)
+        else:
+            self.optimizer = torch.optim.SGD(options, lr=1.0, momentum=config.momentum)
+
+    def update(self, number: int) -> float:
+        (index_RB,) = self.trainer.order.indices(number, 1)
+        data = self.trainer.data
+        loss = cross_entropy(self.network(data.x[index_RB[0]]), data.y[index_RB[0]])
+        self.optimizer.zero_grad()
+        loss.backward()
+        for group in self.groups:
+            nn.utils.clip_grad_norm_(group, self.config.clip_norm)
+        for options in self.optimizer.param_groups:
+            share = rate_factor(number, self.trainer.total_updates, self.config)
+            options["lr"] = self.config.learning_rate * share
+        self.optimizer.step()
+        return loss.item()
+
+
+def one_row(kind: SiteKind, norm: str) -> Population:
+    """A committed seed, a blended one, one that fades and one in the incubator, which nobody should notice."""
+    population = populate(kind, [2], (6, 5, 5, 4), norm=norm, dtype=torch.float64)
+    first, second, third = BLUEPRINTS[kind]
+    wishes = {
+        (0, 0): Wish(first, Stage.FOSSILIZED, GATE),
+        (0, 1): Wish(third, Stage.BLENDING, MULTIPLY, target=1),
+        (0, 2): Wish(second, Stage.BLENDING, ADD, fading=True),
+        (0, 3): Wish(first, Stage.TRAINING, GATE),
+    }
+    bring(population, wishes)
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for bank in population.banks:
+            bank.theta += 0.1 * torch.randn(bank.theta.shape, generator=generator, dtype=torch.float64)
+    return population
+
+
+@kinds
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+@pytest.mark.parametrize("method", ["adamw", "sgd"])
+def test_a_row_trains_as_a_plain_network(kind: SiteKind, norm: str, method: str):
+    population = one_row(kind, norm)
+    data = make_split(kind, 30, torch.float64)
+    options = {"weight_decay": 0.1, "clip_norm": 0.3, "warmup": 0.2, "final_share": 0.1, "learning_rate": 0.03}
+    trainer = train_on(population, [2], data, total=UPDATES, method=method, **options)
+    plain = Plain(network_with(population, 0, population.base[0]), trainer, frozen="r0c2.")
+    start = {name: p.clone() for name, p in plain.network.named_parameters()}
+    for number in range(UPDATES):
+        assert trainer.run(1).item() == pytest.approx(plain.update(number), rel=1e-9)
+    ours = network_with(population, 0, population.base[0])
+    expected = plain.network.state_dict()
+    for name, tensor in ours.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            close(tensor, expected[name])
+    moved = {name for name, p in ours.named_parameters() if not torch.equal(p, start[name])}
+    assert moved == {name for name in start if not name.startswith("r0c2.")}
+    assert any("gate" in name for name in moved)
+    x = make_split(kind, 9, torch.float64, seed=3).x
+    close(ours(x), plain.network.eval()(x))
+
+
+@kinds
+def test_how_updates_are_cut_into_decisions_does_not_matter(kind: SiteKind):
+    whole, pieces = (populate(kind, ROWS, norm="batch") for _ in range(2))
+    trainers = [train_on(p, ROWS, make_split(kind, 32)) for p in (whole, pieces)]
+    total_R = 9 * trainers[0].run(9)
+    parts_R = torch.stack([k * trainers[1].run(k) for k in (1, 5, 3)]).sum(0)
+    torch.testing.assert_close(parts_R, total_R)
+    assert trainers[0].update == trainers[1].update == 9
+    for row in ROWS:
+        same_state(lanes_of_row(whole, row), lanes_of_row(pieces, row))
+
+
+@kinds
+def test_the_loss_is_that_of_each_rows_own_batches(kind: SiteKind):
+    population = populate(kind, ROWS, dtype=torch.float64)
+    data = make_split(kind, 32, torch.float64)
+    trainer = train_on(population, [5, 6, 7, 8], data)
+    index_URB = trainer.order.indices(0, 2)
+    expected = torch.zeros(2, 4, dtype=torch.float64)
+    for update in range(2):
+        for row in ROWS:
+            chosen = index_URB[update, row]
+            network = network_with(population, row, [False, False])
+            expected[update, row] = cross_entropy(network(data.x[chosen]), data.y[chosen])
+        expected[update] -= trainer.run(1)
+    close(expected, torch.zeros_like(expected))
+
+
+def test_losses_are_of_each_example_and_never_in_half_precision():
+    logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([[0, 1, 2], [3, 3, 0]])
+    losses = example_losses(logits, target)
+    picked = logits.log_softmax(2).gather(2, target[..., None])[..., 0]
+    torch.testing.assert_close(losses, -picked)
+    for half in (torch.float16, torch.bfloat16):
+        assert example_losses(logits.to(half), target).dtype == torch.float32
+    assert example_losses(logits.double(), target).dtype == torch.float64
+
+
+def rates_of(trainer: Trainer) -> list[float]:
+    """Rates of the next two updates, as the optimizer is given them."""
+    seen: list[float] = []
+    step = trainer.optimizer.step
+
+    def spy(banks, grads, rates, active):
+        seen.append(rates[0][0].item())
+        step(banks, grads, rates, active)
+
+    trainer.optimizer.step = spy
+    trainer.run(2)
+    return seen
+
+
+def test_rates_follow_the_schedule_of_the_whole_run():
+    population = populate(SiteKind.VECTOR, [0], dtype=torch.float64)
+    trainer = train_on(population, [0], make_split(SiteKind.VECTOR, 20, torch.float64), total=40, warmup=0.5)
+    assert rates_of(trainer) == pytest.approx([0.02 * rate_factor(n, 40, trainer.config) for n in (0, 1)])
+    trainer.update = 38
+    assert rates_of(trainer)[-1] == pytest.approx(0.02 * 0.01)
+
+
+@kinds
+def test_every_row_has_a_rate_of_its_own(kind: SiteKind):
+    population = populate(kind, ROWS)
+    bring(population, mixed_stages(kind))
+    trainer = train_on(population, ROWS, make_split(kind, 32))
+    trainer.rate_R[1] = 0.0
+    before = [lanes_of_row(population, row) for row in ROWS]
+    trainer.run(2)
+    for row, state in enumerate(before):
+        after = lanes_of_row(population, row)
+        moved = {key[0] for key, tensor in state.items() if key[1] == "theta" and not torch.equal(after[key], tensor)}
+        assert bool(moved) == (row != 1)
+
+
+# What is recorded of gradients.
+
+
+@kinds
+@pytest.mark.parametrize("incubator", ["shadow", "straight-through"])
+def test_gradients_are_recorded_of_the_seeds_that_learned(kind: SiteKind, incubator: str):
+    population = populate(kind, ROWS, incubator=incubator, dtype=torch.float64)
+    bring(population, mixed_stages(kind))
+    decide(population, {})
+    trainer = train_on(population, ROWS, make_split(kind, 32, torch.float64), clip_norm=0.01)
+    # What an earlier decision left is not what is recorded now.
+    trainer.run(3)
+    recorder = record(trainer)
+    norms: dict[tuple[int, int], list[float]] = {}
+    host_norms: list[Tensor] = []
+    step = recorder.step
+
+    def spy(banks, grads, rates, active):
+        step(banks, grads, rates, active)
+        host_norms.append(recorder.of(population.hosts).norm(dim=1))
+        for (site, _), bank in population.seeds.items():
+            for lane, row in enumerate(bank.row):
+                if not population.slots.fading_RS()[row, site]:
+                    norms.setdefault((int(row), site), []).append(recorder.of(bank)[lane].norm().item())
+
+    recorder.step = spy
+    trainer.run(4)
+    slots = population.slots
+    expected_norm, expected_ratio = torch.full((4, 2), math.nan), torch.full((4, 2), math.nan)
+    for (row, site), seen in norms.items():
+        assert len(seen) == 4
+        size = population.seeds[site, int(slots.blueprint[row, site])].layer.parameter_count
+        host = sum(n[row].item() for n in host_norms) / 4 / population.hosts.layer.parameter_count**0.5
+        expected_norm[row, site] = sum(seen) / 4
+        expected_ratio[row, site] = sum(seen) / 4 / size**0.5 / host
+    assert expected_norm.isnan().nonzero().tolist() == [[3, 1]]
+    torch.testing.assert_close(slots.gradient_norm, expected_norm, rtol=1e-5, atol=0, equal_nan=True)
+    torch.testing.assert_close(slots.gradient_ratio, expected_ratio, rtol=1e-5, atol=0, equal_nan=True)
+
+
+@kinds
+def test_who_did_not_learn_has_no_gradient(kind: SiteKind):
+    population = populate(kind, ROWS)
+    first, second, _ = BLUEPRINTS[kind]
+    bring(
+        population,
+        {
+            (0, 0): Wish(first, Stage.GERMINATED),
+            (1, 0): Wish(first, Stage.TRAINING),
+            (2, 1): Wish(second, Stage.BLENDING),
+        },
+    )
+    slots = population.slots
+    slots.gradient_norm.fill_(7.0)
+    slots.gradient_ratio.fill_(7.0)
+    train_on(population, ROWS, make_split(kind, 32)).run(2)
+    learned = torch.tensor([[False, False], [True, False], [False, True], [False, False]])
+    assert torch.equal(slots.gradient_norm.isfinite(), learned)
+    assert torch.equal(slots.gradient_ratio.isfinite(), learned)
+    assert (slots.gradient_norm[learned] > 0).all()
+
+
+@kinds
+def test_a_seed_without_number_shows_in_its_gradient(kind: SiteKind):
+    """So that its gate can see it; beside it nobody does."""
+    population = populate(kind, ROWS)
+    blueprint = BLUEPRINTS[kind][0]
+    bring(population, {(row, 0): Wish(blueprint, Stage.TRAINING) for row in (0, 1)})
+    with torch.no_grad():
+        population.seeds[0, blueprint].theta[1] = math.nan
+    train_on(population, ROWS, make_split(kind, 32)).run(2)
+    assert population.slots.gradient_norm[:, 0].isfinite().tolist() == [True, False, False, False]
+    audit(population)
+
+
+@kinds
+def test_a_population_that_never_grows_has_nothing_recorded(kind: SiteKind):
+    population = populate(kind, ROWS)
+    trainer = train_on(population, ROWS, make_split(kind, 64), batch_size=16, total=200)
+    first_R = trainer.run(5)
+    trainer.run(100)
+    assert (trainer.run(5) < first_R).all()
+    assert population.slots.gradient_norm.isnan().all()
+
+
+def test_labels_and_examples_are_of_the_same_draw():
+    """A constant host cannot tell examples apart, yet learns the share of each class in what it was shown."""
+    kind = SiteKind.VECTOR
+    data = make_split(kind, 30, torch.float64)
+    blind = Split(torch.zeros_like(data.x), data.y)
+    population = populate(kind, [0, 1], dtype=torch.float64)
+    trainer = train_on(population, [0, 1], blind, batch_size=30, total=600, weight_decay=0.0, learning_rate=0.05)
+    trainer.run(600)
+    logits, _ = population.forward(blind.x.expand(2, -1, -1), population.main_pass, training=False)
+    share = torch.bincount(data.y, minlength=3) / len(data.y)
+    assert ((logits.softmax(2)[:, 0] - share).abs() < 0.01).all()
