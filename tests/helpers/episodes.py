@@ -39,7 +39,9 @@ def task_of(name: str, host: str = "impaired", dtype: torch.dtype = torch.float3
     return replace(task, data=replace(task.data, reward_validation=few))
 
 
-def run_config(task: str, controller: str = "never", *, horizon: int, updates: int, batch: int = 32, **more) -> RunConfig:
+def run_config(
+    task: str, controller: str = "never", *, horizon: int, updates: int, batch: int = 32, **more
+) -> RunConfig:
     """Give the configuration of a short run."""
     training = TrainingConfig(horizon=horizon, updates_per_decision=updates, batch_size=batch)
     return RunConfig(task=task, controller=controller, training=training, **more)
@@ -99,8 +101,7 @@ def came_back(history) -> bool:
     whole = [(stage, WAITS[stage]) for stage in WAITING_STAGES]
     size = len(whole)
     return any(
-        history[at : at + size] == whole and history[at + size][0] is Stage.DORMANT
-        for at in range(len(history) - size)
+        history[at : at + size] == whole and history[at + size][0] is Stage.DORMANT for at in range(len(history) - size)
     )
 
 

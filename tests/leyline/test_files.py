@@ -152,9 +152,10 @@ def test_full_disk_leaves_nothing_and_keeps_the_old(tmp_path, monkeypatch, fail,
     path = tmp_path / "file"
     if before is not None:
         path.write_bytes(before)
-    with monkeypatch.context() as patch, pytest.raises(EsperError) as caught:
+    with monkeypatch.context() as patch:
         fail(patch)
-        write_atomic(path, b"new content")
+        with pytest.raises(EsperError) as caught:
+            write_atomic(path, b"new content")
     is_one_clear_line(caught, path)
     assert os.strerror(errno.ENOSPC) in str(caught.value)
     assert names(tmp_path) == ([] if before is None else ["file"])

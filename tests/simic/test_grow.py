@@ -53,7 +53,7 @@ def test_lines_come_one_for_each_decision(name):
     assert [line.updates for line in lines] == [2, 4, 6, 8, 10]
     seconds = [line.seconds for line in lines]
     assert seconds == sorted(seconds)
-    assert 0 < seconds[0]
+    assert seconds[0] > 0
     assert arm.result().seconds == seconds[-1]
     for line in lines:
         assert all(math.isfinite(value) for value in (line.train_loss, line.val_loss))

@@ -77,9 +77,7 @@ def test_no_value_is_read_back_and_the_view_is_not_written(name: str) -> None:
     act(make(name, 2), view_of(slots))
     torch.testing.assert_close(vars(slots), vars(before), rtol=0, atol=0, equal_nan=True)
     # Tensors on the meta device have no values: reading one raises.
-    controller = make_controller(
-        name, rows=2, slots=S, seed=0, row_ids_R=torch.arange(2), device="meta"
-    )
+    controller = make_controller(name, rows=2, slots=S, seed=0, row_ids_R=torch.arange(2), device="meta")
     assert act(controller, view_of(SlotTensors.empty(2, S, "meta"))).shape == (2, HEAD_COUNT)
 
 

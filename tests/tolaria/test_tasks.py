@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers.episodes import TASK_NAMES
 
 from esper.kasmina.population import Population
 from esper.leyline.actions import Blueprint, SiteKind
@@ -12,6 +11,7 @@ from esper.leyline.sites import fit_table
 from esper.tolaria.batches import shared
 from esper.tolaria.datasets import DATASETS
 from esper.tolaria.tasks import TASKS, load_task, shaped, task_config
+from helpers.episodes import TASK_NAMES
 
 PARTS = ("train", "reward_validation", "selection", "test")
 SIZES = {"digits": (897, 300, 300, 300), "mnist1d": (2800, 600, 600, 1000)}

@@ -24,10 +24,12 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise _cannot_write(path, error) from error
+        if isinstance(error, OSError):
+            raise _cannot_write(path, error) from error
+        raise
 
 
 class LineFile:
@@ -68,6 +70,7 @@ class LineFile:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)
+                self._file.seek(self._end)
             raise _cannot_write(self.path, error) from error
         self._end += len(data)
 

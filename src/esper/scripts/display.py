@@ -60,22 +60,20 @@ class Display:
         """Show one decision."""
         self._done += 1
         for event in events:
-            self.console.print(event_text(event), highlight=False)
+            self.console.print(event_text(event), highlight=False, soft_wrap=not self.console.is_terminal)
         if self._live is not None:
             self._live.update(self._panel(arm, line))
         elif (line.decision + 1) % PLAIN_EVERY == 0 or line.decision + 1 == self.config.training.horizon:
-            self.console.print(f"{arm}: {self._numbers(line)}", highlight=False)
+            words = f"{arm}: {self._place(line)}  {_numbers(line)}  {self._pace()}"
+            self.console.print(words, highlight=False, soft_wrap=True)
 
-    def _numbers(self, line: DecisionLine) -> str:
-        elapsed = time.perf_counter() - self._start
-        rate = self._done / elapsed
+    def _place(self, line: DecisionLine) -> str:
+        return f"decision {line.decision + 1}/{self.config.training.horizon}"
+
+    def _pace(self) -> str:
+        rate = self._done / (time.perf_counter() - self._start)
         left = (self._total - self._done) / rate
-        return (
-            f"decision {line.decision + 1}/{self.config.training.horizon}  "
-            f"loss {_number(line.train_loss, '.3f')} train, {_number(line.val_loss, '.3f')} validation (nats)  "
-            f"accuracy {_number(line.val_accuracy, '.1%')}  {line.parameters:,} parameters  "
-            f"{rate:.1f} decisions/s  {left:.0f} s left"
-        )
+        return f"{rate:.1f} decisions/s  {left:.0f} s left"
 
     def _panel(self, arm: str, line: DecisionLine) -> Group:
         table = Table(box=None, pad_edge=False)
@@ -95,8 +93,17 @@ class Display:
             )
         config = self.config
         title = f"{config.task} ({config.host}), {config.controller}, seed {config.seed}: {arm}"
-        bar = ProgressBar(total=self._total, completed=self._done, width=40)
-        return Group(Text(title, style="bold"), bar, Text(self._numbers(line)), table)
+        progress = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=self._total, completed=self._done, width=20)
+        progress.add_row(bar, f"{self._place(line)}  {self._pace()}")
+        return Group(Text(title, style="bold"), progress, Text(_numbers(line)), table)
+
+
+def _numbers(line: DecisionLine) -> str:
+    return (
+        f"loss {_number(line.train_loss, '.3f')} train, {_number(line.val_loss, '.3f')} validation (nats)  "
+        f"accuracy {_number(line.val_accuracy, '.1%')}  {line.parameters:,} parameters"
+    )
 
 
 def event_text(event: Event) -> Text:

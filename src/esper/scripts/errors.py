@@ -7,7 +7,11 @@ import re
 from pydantic import ValidationError
 
 _BOX = re.compile(r"[╭╮╰╯│]")
-_VALIDATION = re.compile(r"validation errors? for \w+ (\S+) (.*?) \[type=\w+, input_value=(.*?), input_type")
+_RULE = re.compile(r"[─-]+")
+_OWN_RULE = "Value error, "
+_VALIDATION = re.compile(
+    rf"validation errors? for \w+ (?:(?!{_OWN_RULE})(\S+) )?(.*?) \[type=\w+, input_value=(.*?), input_type"
+)
 
 
 def validation_line(error: ValueError) -> str:
@@ -24,15 +28,14 @@ def validation_line(error: ValueError) -> str:
 
 def parse_line(complaint: str) -> str:
     """What the parser of the command line complains about in one line: its boxes unfolded."""
-    text = "\n".join(_BOX.sub("", line).strip() for line in complaint.splitlines() if not line.startswith("╭"))
-    sections = [" ".join(part.split()) for part in re.split(r"\n─+\n", text)]
-    message = sections[0]
+    message, *sections = _sections(complaint)
     if found := _VALIDATION.search(message):
         where, reason, given = found.groups()
-        came = "" if reason.startswith("Value error, ") else f"; got {given}"
-        return f"{where}: {_lowered(reason)}{came}"
-    meant = re.search(r"Perhaps you meant: (--[\w.-]+)", " ".join(sections[1:]))
-    known = re.search(r"Available subcommands: (.*)", " ".join(sections[1:2]))
+        came = "" if reason.startswith(_OWN_RULE) else f"; got {given}"
+        return f"{where + ': ' if where else ''}{_lowered(reason)}{came}"
+    message = message.rstrip(".")
+    meant = re.search(r"Perhaps you meant: (--[\w.-]+)", " ".join(sections))
+    known = re.search(r"Available subcommands: (.*)", " ".join(sections[:1]))
     if meant:
         message += f"; perhaps you meant {meant[1]}"
     elif known:
@@ -40,6 +43,20 @@ def parse_line(complaint: str) -> str:
     return f"{_lowered(message)}; see esper --help"
 
 
+def _sections(complaint: str) -> list[str]:
+    """Parts of a box between its rules, each in one line, without the title."""
+    lines = [_BOX.sub("", line).strip() for line in complaint.strip().splitlines()]
+    # Where the encoding has no boxes, the title stands on a rule.
+    titled = complaint.lstrip().startswith("╭") or (len(lines) > 1 and _RULE.fullmatch(lines[1]))
+    sections = [""]
+    for line in lines[1:] if titled else lines:
+        if _RULE.fullmatch(line):
+            sections.append("")
+        else:
+            sections[-1] = f"{sections[-1]} {line}".strip()
+    return [section for section in sections if section]
+
+
 def _lowered(message: str) -> str:
-    message = message.removeprefix("Value error, ")
+    message = message.removeprefix(_OWN_RULE)
     return message[:1].lower() + message[1:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from esper.tolaria.tasks import TASKS, load_task
 
 BAD_INPUT = 2
 """Exit code where the user can put it right."""
+READER_GONE = 141
+"""Exit code where the output's reader ended first, as `head` does; shells report SIGPIPE so."""
 
 
 def tasks() -> int:
@@ -100,12 +103,30 @@ def _parse_and_run(arguments: list[str]) -> int:
     return chosen[0]()
 
 
+def _drop_output() -> None:
+    """Send what is still buffered nowhere: the interpreter would fail on it once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code: 0, 2 for bad input, 130 for ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A page whose encoding lacks a sign shows a question mark.
+            stream.reconfigure(errors="replace")
     try:
-        return _parse_and_run(list(sys.argv[1:] if arguments is None else arguments))
+        code = _parse_and_run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
     except EsperError as error:
         print(f"esper: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        _drop_output()
+        return READER_GONE
+    except OSError as error:
+        _drop_output()
+        print(f"esper: cannot write the output: {error.strerror or error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("esper: stopped at once", file=sys.stderr)

@@ -11,7 +11,6 @@ result.json          the final table and how the run ended
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from esper.leyline.errors import EsperError
 from esper.leyline.files import LineFile, write_atomic
 
 CONFIG = "config.json"
+HISTORY, EVENTS, RESULT = "history.jsonl", "events.jsonl", "result.json"
+MODEL, MODEL_DESCRIPTION, LOADER = "model.safetensors", "model.json", "model.py"
 
 
 class RunFolder:
@@ -37,7 +38,7 @@ class RunFolder:
     config
         Written at once.
     replace
-        Remove an earlier run that lies there.
+        Remove the files of an earlier run that lies there; files that are not Esper's stay.
 
     Raises
     ------
@@ -49,8 +50,8 @@ class RunFolder:
         self.path = path
         _make_room(path, replace=replace)
         write_atomic(path / CONFIG, (config.model_dump_json(indent=2) + "\n").encode())
-        self._history = LineFile(path / "history.jsonl")
-        self._events = LineFile(path / "events.jsonl")
+        self._history = LineFile(path / HISTORY)
+        self._events = LineFile(path / EVENTS)
 
     def decision(self, record: dict[str, Any]) -> None:
         """Append to the history."""
@@ -63,18 +64,26 @@ class RunFolder:
     def model(self, population: Population, row: int) -> None:
         """Save one row as a plain PyTorch model with its loader."""
         description, state = describe(population, row)
-        write_atomic(self.path / "model.json", (json.dumps(description, indent=1) + "\n").encode())
-        write_atomic(self.path / "model.safetensors", save({name: t.cpu() for name, t in state.items()}))
-        write_atomic(self.path / "model.py", Path(plain.__file__).read_bytes())
+        write_atomic(self.path / MODEL_DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
+        write_atomic(self.path / MODEL, save({name: t.cpu() for name, t in state.items()}))
+        write_atomic(self.path / LOADER, Path(plain.__file__).read_bytes())
 
     def result(self, record: dict[str, Any]) -> None:
         """Write how the run ended."""
-        write_atomic(self.path / "result.json", (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+        write_atomic(self.path / RESULT, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
 
     def close(self) -> None:
         """Close the growing files."""
         for file in (self._history, self._events):
             file.__exit__(None, None, None)
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        RunConfig.model_validate_json((path / CONFIG).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def _make_room(path: Path, *, replace: bool) -> None:
@@ -83,13 +92,13 @@ def _make_room(path: Path, *, replace: bool) -> None:
             if not path.is_dir():
                 raise EsperError(f"out: {path} is a file; name a folder")
             held = any(path.iterdir())
-            is_run = (path / CONFIG).exists()
-            if held and not is_run:
+            if held and not _is_run(path):
                 raise EsperError(f"out: {path} holds other files; name a new or empty folder")
             if held and not replace:
                 raise EsperError(f"out: {path} holds a run; name another folder, or add --replace to overwrite it")
-            if held:
-                shutil.rmtree(path)
+            # The configuration stays until the new one replaces it: until then it still is a run.
+            for name in (HISTORY, EVENTS, RESULT, MODEL, MODEL_DESCRIPTION, LOADER):
+                (path / name).unlink(missing_ok=True)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EsperError(f"out: cannot use {path}: {error.strerror or error}; name a folder you may write") from error

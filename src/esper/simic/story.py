@@ -22,6 +22,8 @@ from esper.leyline.sites import SlotConfig
 from esper.leyline.stages import ADVANCE_TARGET, FOSSILIZABLE_STAGES, STEP_TABLE, WAITING_STAGES, Stage
 from esper.simic.episode import Step
 
+_OPS = frozenset(Op)
+
 
 @dataclass(frozen=True)
 class CheckResult:
@@ -81,7 +83,7 @@ def events_of(step: Step, row: int, slots: SlotConfig) -> list[Event]:
     stages = step.stage_before_RS[row].copy()
     op, slot = (int(step.action_RH[row, head]) for head in (Head.OP, Head.SLOT))
     if op != Op.WAIT:
-        events.append(_action_event(step, row, Op(op), slot, slots))
+        events.append(_action_event(step, row, op, slot, slots))
         if 0 <= slot < slots.slots:
             stages[slot] = step.after_R[row]
     for number, slot_id in enumerate(slots.slot_ids):
@@ -95,7 +97,7 @@ def events_of(step: Step, row: int, slots: SlotConfig) -> list[Event]:
     return events
 
 
-def _action_event(step: Step, row: int, op: Op, slot: int, slots: SlotConfig) -> Event:
+def _action_event(step: Step, row: int, op: int, slot: int, slots: SlotConfig) -> Event:
     refused = Check(int(step.refused_by_R[row]))
     accepted = bool(step.accepted_R[row])
     named = 0 <= slot < slots.slots
@@ -103,12 +105,12 @@ def _action_event(step: Step, row: int, op: Op, slot: int, slots: SlotConfig) ->
         decision=step.decision,
         slot=slots.slot_ids[slot] if named else f"slot {slot}",
         actor="controller",
-        what=op.name.lower(),
+        what=Op(op).name.lower() if op in _OPS else f"operation {op}",
         before=Stage(int(step.before_R[row])).name,
         after=Stage(int(step.after_R[row])).name,
         accepted=accepted,
         refused_by=None if accepted else refused.name,
-        detail=_choices(step, row, op),
+        detail=_choices(step, row, Op(op)) if op in _OPS else {},
         checks=_gate_checks(step, row, op, slot) if named and _gate_was_asked(refused) else (),
     )
 
@@ -121,7 +123,7 @@ def _gate_was_asked(refused: Check) -> bool:
     return refused is Check.NONE or refused in ALL_GATE_CHECKS
 
 
-def _gate_checks(step: Step, row: int, op: Op, slot: int) -> tuple[CheckResult, ...]:
+def _gate_checks(step: Step, row: int, op: int, slot: int) -> tuple[CheckResult, ...]:
     before = Stage(int(step.before_R[row]))
     # A cull asks no gate; the gate that the seed stood before says what it lacked.
     target = Stage.FOSSILIZED if before in FOSSILIZABLE_STAGES else ADVANCE_TARGET.get(before)

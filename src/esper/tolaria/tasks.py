@@ -29,7 +29,7 @@ TASKS: dict[str, TaskConfig] = {
             name="digits-mlp",
             summary="the same images as vectors of 64, an MLP",
             dataset="digits",
-            impaired=HostConfig(kind=_VECTOR, widths=(3, 3, 3, 3), norm="batch"),
+            impaired=HostConfig(kind=_VECTOR, widths=(16, 16, 2), norm="batch", activation="none"),
             ample=HostConfig(kind=_VECTOR, widths=(64, 64, 64)),
         ),
         TaskConfig(
