@@ -88,6 +88,14 @@ def test_each_lane_looks_up_its_own_tokens():
     assert found.flatten().tolist() == [0, 2, 3, 5]
 
 
+@pytest.mark.parametrize("token", [-1, 3])
+def test_a_token_out_of_range_reads_no_other_lane(token):
+    # Token 3 of the first lane is where the second lane's table begins.
+    layer = RowEmbedding(3, 1)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        layer.forward(torch.tensor([[[token]], [[0]]]), layer.split(torch.zeros(2, 3)), (), training=False)
+
+
 def test_attention_needs_whole_heads():
     with pytest.raises(ValueError, match="8 is not a multiple of 3"):
         RowAttention(8, 3)

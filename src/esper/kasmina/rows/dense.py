@@ -62,9 +62,9 @@ class RowEmbedding(RowLayer):
 
     def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
         (weight,) = params
-        lanes = weight.shape[0]
-        offset = self.num_embeddings * x.new_tensor(range(lanes)).view(lanes, *[1] * (x.dim() - 1))
-        return F.embedding(x + offset, weight.flatten(0, 1))
+        # Not one lookup in all tables behind each other: a token out of range would read another row's.
+        token_LN = x.flatten(1)[..., None].expand(-1, -1, self.embedding_dim)
+        return weight.gather(1, token_LN).view(*x.shape, self.embedding_dim)
 
     def output_shape(self, shape: Shape) -> Shape:
         return (*shape, self.embedding_dim)
