@@ -5,14 +5,36 @@ Activations are contiguous [B, L*C, ...], not channels-last: docs/decisions/0001
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from esper.kasmina.rows.core import Plain, RowLayer, Shape, leaf, uniform
 from esper.kasmina.rows.dense import bound_of
+
+DENSE_LARGEST = 128
+"""Most pairs of channels in a group for which a convolution that sees its whole extent is one product."""
+
+
+@functools.cache
+def _taps(extent: tuple[int, ...], kernel: int, device: torch.device) -> Tensor:
+    """Which tap of the kernel (flat) leads from each place to each place: int64 [places out * places in]."""
+    places = list(itertools.product(*map(range, extent)))
+    middle = kernel // 2
+    taps = [
+        sum(
+            (i - o + middle) * kernel**power
+            for i, o, power in zip(source, target, range(len(extent))[::-1], strict=True)
+        )
+        for target in places
+        for source in places
+    ]
+    return torch.tensor(taps, device=device)
 
 
 class _RowConv(RowLayer):
@@ -43,8 +65,11 @@ class _RowConv(RowLayer):
         if self.kernel == 1 and self.groups == 1:
             return self._pointwise(x, weight.flatten(2), params[1] if self.bias else None)
         bias = params[1].reshape(-1) if self.bias else None
-        convolve = F.conv1d if self.axes == 1 else F.conv2d
         lanes = weight.shape[0]
+        pairs = self.in_channels * self.out_channels // self.groups**2
+        if max(x.shape[2:]) <= self.kernel // 2 + 1 and pairs <= DENSE_LARGEST:
+            return self._dense(x, weight, bias)
+        convolve = F.conv1d if self.axes == 1 else F.conv2d
         return convolve(x, weight.flatten(0, 1), bias, padding=self.kernel // 2, groups=self.groups * lanes)
 
     def _pointwise(self, x: Tensor, weight_LOC: Tensor, bias_LO: Tensor | None) -> Tensor:
@@ -56,6 +81,23 @@ class _RowConv(RowLayer):
         y_LON = weight_LOC.bmm(flat_LCN) if bias_LO is None else bias_LO.unsqueeze(2).baddbmm(weight_LOC, flat_LCN)
         y = y_LON.view(lanes, self.out_channels, x.shape[0], -1).permute(2, 0, 1, 3)
         return y.reshape(x.shape[0], lanes * self.out_channels, *x.shape[2:])
+
+    def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Where each place sees all others: a linear map of the whole extent for each group.
+
+        On extents of 2x2 on a CPU 2 to 3 times as fast as the grouped convolution, 5 times for a depthwise one; with
+        more pairs of channels the map is too large.
+        """
+        places, extent = math.prod(x.shape[2:]), tuple(x.shape[2:])
+        groups, outs = weight.shape[0] * self.groups, self.out_channels // self.groups
+        ins = self.in_channels // self.groups
+        taps = _taps(extent, self.kernel, x.device)
+        # [groups, out, in, place out, place in] to [groups, in * place in, out * place out]
+        spread = weight.reshape(groups, outs, ins, -1).index_select(3, taps).view(groups, outs, ins, places, places)
+        matrix = spread.permute(0, 2, 4, 1, 3).reshape(groups, ins * places, outs * places)
+        y = x.reshape(x.shape[0], groups, ins * places).transpose(0, 1).bmm(matrix)
+        y = y.transpose(0, 1).reshape(x.shape[0], groups * outs, *extent)
+        return y if bias is None else y + bias.view(-1, *[1] * self.axes)
 
     def output_shape(self, shape: Shape) -> Shape:
         return (self.out_channels, *shape[1:])
