@@ -393,7 +393,7 @@ def test_a_whole_run_on_a_pipe(home):
         assert event["after"] in line
     assert any("refused" in line for line in told)
     # The three networks.
-    table = re.findall(r"│ (\w[\w ]+?) +│ +(\d+\.\d)% │ +([\d.]+) │ +([\d,]+) │ +[\d.]+ │ +12 │", out)
+    table = re.findall(r"│ (\w[\w ]+?) +│ +(\d+\.\d)% │ +([\d.]+) │ +([\d,]+) │ +[\d.]+ │", out)
     result = json.loads((home / "run" / "result.json").read_text(), parse_constant=no_nan)
     assert [row[0] for row in table] == [arm["arm"] for arm in result["arms"]] == list(ARMS)
     for row, arm in zip(table, result["arms"], strict=True):

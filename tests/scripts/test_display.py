@@ -157,10 +157,12 @@ def test_the_table():
     results = [
         ArmResult("grown", 0.9123, 0.25, 1234, 2.0, 60),
         ArmResult("host alone", 0.5, None, 110, 1.0, 60),
+        ArmResult("everything from the start", 1.0, 0.5, 12_345_678, 123.4, 60),
     ]
-    Console(file=file, width=100).print(result_table(results))
+    Console(file=file, width=80).print(result_table(results))
     rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in file.getvalue().splitlines() if "│" in row]
     assert rows == [
-        ["grown", "91.2%", "0.250", "1,234", "2.0", "60"],
-        ["host alone", "50.0%", "not measured", "110", "1.0", "60"],
+        ["grown", "91.2%", "0.250", "1,234", "2.0"],
+        ["host alone", "50.0%", "not measured", "110", "1.0"],
+        ["everything from the start", "100.0%", "0.500", "12,345,678", "123.4"],
     ]

@@ -127,8 +127,8 @@ def event_text(event: Event) -> Text:
 def result_table(results: list[ArmResult]) -> Table:
     """The arms on the test split."""
     table = Table(title="Test split")
-    table.add_column("network")
-    for column in ("accuracy", "loss (nats)", "parameters", "seconds", "decisions"):
+    table.add_column("network", no_wrap=True)
+    for column in ("accuracy", "loss (nats)", "parameters", "seconds"):
         table.add_column(column, justify="right")
     for result in results:
         table.add_row(
@@ -137,7 +137,6 @@ def result_table(results: list[ArmResult]) -> Table:
             _number(result.test_loss, ".3f"),
             f"{result.parameters:,}",
             f"{result.seconds:.1f}",
-            str(result.decisions),
         )
     return table
 
