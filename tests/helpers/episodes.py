@@ -108,6 +108,8 @@ def came_back(history) -> bool:
 class Script:
     """A controller of one row that reads its actions from a table, and waits where the table has none."""
 
+    flag = None
+
     def __init__(self, actions: dict[int, Action]) -> None:
         self.actions = actions
 

@@ -75,7 +75,7 @@ def perform(population: Population, plans: Mapping[int, Sequence[Action]]) -> No
                 actions[row] = torch.tensor(plan[at])
         for name in MEASURED:
             getattr(population.slots, name).masked_fill_(population.slots.seed_id >= 0, 1.0)
-        outcome = population.decide(actions, population.gate_report(torch.ones(population.rows)))
+        outcome, _ = population.decide(actions, population.gate_report(torch.ones(population.rows)))
         assert outcome.accepted.all(), (step, actions[~outcome.accepted], outcome.refused_by)
 
 

@@ -103,7 +103,7 @@ def open_gates(population: Population) -> GateReport:
 def decide(population: Population, wanted: Mapping[int, Action]) -> None:
     """One decision with open gates: these actions by row, the other rows wait. All must be accepted."""
     actions = torch.tensor([list(wanted.get(row, WAIT)) for row in range(population.rows)])
-    outcome = population.decide(actions, open_gates(population))
+    outcome, _ = population.decide(actions, open_gates(population))
     assert outcome.accepted.all(), (actions, outcome.refused_by)
 
 

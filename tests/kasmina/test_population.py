@@ -299,7 +299,7 @@ def test_a_planted_seed_stays_under_every_action():
             continue
         actions = torch.zeros(2, len(Head), dtype=torch.int64)
         actions[:, Head.OP], actions[:, Head.BLUEPRINT] = int(op), int(Blueprint.MLP_SMALL)
-        outcome = population.decide(actions, open_gates(population))
+        outcome, _ = population.decide(actions, open_gates(population))
         assert not outcome.accepted.any()
     for name, value in before.items():
         assert torch.equal(getattr(population.slots, name), value)

@@ -154,7 +154,7 @@ class Growth(RuleBasedStateMachine):
         idle = copy.deepcopy(population)
         logits = self._logits(population)
         banks = _copies(population)
-        outcome = population.decide(action_RH, gates)
+        outcome, _ = population.decide(action_RH, gates)
         self.decision += 1
 
         audit(population)
@@ -418,7 +418,7 @@ def test_a_refused_action_names_a_check_and_changes_nothing():
     before = population.slots.clone()
     logits, _ = population.forward(torch.ones(2, 3, 7), population.main_pass, training=False)
     actions = torch.tensor([[int(Op.ADVANCE), *[0] * 7], [int(Op.CULL), *[0] * 7]])
-    outcome = population.decide(actions, population.gate_report(torch.ones(2)))
+    outcome, _ = population.decide(actions, population.gate_report(torch.ones(2)))
     assert outcome.refused_by.tolist() == [Check.STAGE, Check.STAGE]
     assert torch.equal(population.slots.stage, before.stage)
     again, _ = population.forward(torch.ones(2, 3, 7), population.main_pass, training=False)

@@ -258,7 +258,7 @@ def script(kind: SiteKind) -> list[dict[int, Action]]:
 
 def one_decision(population: Population, wanted: dict[int, Action]) -> Tensor:
     actions = torch.tensor([wanted.get(row, WAIT) for row in range(population.rows)])
-    return population.decide(actions, open_gates(population)).accepted
+    return population.decide(actions, open_gates(population))[0].accepted
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:

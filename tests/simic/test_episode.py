@@ -343,7 +343,8 @@ def test_static_is_made_of_the_largest_blueprint(task):
 def test_unknown_controller():
     with pytest.raises(EsperError) as caught:
         Episode(run_config("digits-mlp", horizon=1, updates=1), task_of("digits-mlp"), "nobody", torch.arange(1))
-    assert str(caught.value) == f"controller: unknown controller 'nobody'; known: {', '.join(CONTROLLER_NAMES)}"
+    known = ", ".join((*CONTROLLER_NAMES, "policy:FOLDER", "greedy:FOLDER"))
+    assert str(caught.value) == f"controller: unknown controller 'nobody'; known: {known}"
 
 
 def test_blueprints_that_fit_nothing():

@@ -140,9 +140,17 @@ def test_what_is_not_measured_is_none():
 def test_parameters_are_those_of_the_network_in_use():
     arm = make(script=SCRIPT, horizon=8)
     host = arm.task.host.body.parameter_count
-    for line, _ in arm.run(lambda: False):
+    counts, advance = [], arm.episode.advance
+
+    def counted(**how):
+        step = advance(**how)
         modules = export_row(arm.episode.population, ROW)
-        assert line.parameters == sum(p.numel() for p in modules.parameters())
+        counts.append(sum(p.numel() for p in modules.parameters()))
+        return step
+
+    arm.episode.advance = counted
+    for line, _ in arm.run(lambda: False):
+        assert line.parameters == counts[line.decision]
         blended = line.decision >= 3
         assert line.parameters == host + (line.slots[1].parameters if blended else 0)
 

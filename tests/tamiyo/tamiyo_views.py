@@ -51,7 +51,10 @@ def view_of(
     loss = torch.tensor(loss_R or [1.0] * slots.rows, device=slots.device)
     gates = GateReport(value_CRS, passed_CRS, limit_C)
     fits = FITS_SB.to(slots.device, copy=True)
-    return PopulationView(decision, HORIZON, slots, CONFIG, fits, gates, loss, loss, 1 - loss, 100, None)
+    price = torch.zeros(slots.rows, device=slots.device)
+    return PopulationView(
+        decision, HORIZON, slots, CONFIG, fits, gates, loss, loss, 1 - loss, 100, 10, price, None, None
+    )
 
 
 def act(controller: Controller, view: PopulationView) -> torch.Tensor:

@@ -23,9 +23,10 @@ from esper.leyline.actions import Blueprint, Operator, SiteKind
 from esper.leyline.checks import GateReport, Outcome
 from esper.leyline.config import GrowthConfig
 from esper.leyline.sites import fit_table
-from esper.leyline.slots import SlotTensors
+from esper.leyline.slots import SlotTensors, Structure
 from esper.leyline.stages import INCUBATED_STAGE, OCCUPIED_STAGES, Stage, stage_table
 from esper.leyline.streams import Stream
+from esper.leyline.transfer import Cargo, Parcel, deliver
 
 
 class Population:
@@ -102,12 +103,17 @@ class Population:
         yield from self.seed_gates.values()
 
     @torch.no_grad()
-    def decide(self, actions: Tensor, gates: GateReport) -> Outcome:
-        """Perform one action per row, let the decision pass, and make the banks fit the slots."""
+    def decide(self, actions: Tensor, gates: GateReport, *cargo: Parcel) -> tuple[Outcome, tuple[Cargo, ...]]:
+        """Perform one action per row, let the decision pass, and make the banks fit the slots.
+
+        Returns
+        -------
+        tuple
+            What came of it, and the cargo, which travelled with the one transfer of the decision (see `settle`).
+        """
         outcome = self.lifecycle.apply(self.slots, actions, gates)
         self.lifecycle.tick(self.slots)
-        self.settle()
-        return outcome
+        return outcome, self.settle(*cargo)
 
     def gate_report(self, host_loss_R: Tensor) -> GateReport:
         """What each gate says now; see `Gates.report`."""
@@ -135,9 +141,16 @@ class Population:
         slots.seeds_made += planted.sum(1)
         self.settle()
 
-    def settle(self) -> None:
-        """Bring banks and passes in line with the slots: the one device-to-host transfer of a decision."""
-        self.structure = self.slots.structure()
+    def settle(self, *cargo: Parcel) -> tuple[Cargo, ...]:
+        """Bring banks and passes in line with the slots: the one device-to-host transfer of a decision.
+
+        Parameters
+        ----------
+        *cargo
+            What else is wanted on the host; it travels along.
+        """
+        structure, *carried = deliver(self.slots.structure_parcel(), *cargo)
+        self.structure = Structure(**structure)
         occupied = stage_table(OCCUPIED_STAGES).numpy()[self.structure.stage]
         for site_number, site in enumerate(self.host.slot_config.sites):
             blueprint = np.where(occupied[:, site_number], self.structure.blueprint[:, site_number], -1)
@@ -156,6 +169,7 @@ class Population:
                 if not len(gate):
                     del self.seed_gates[site_number]
         self._make_passes()
+        return tuple(carried)
 
     def _hold(self, bank: Bank, rows: np.ndarray, site: int, stream: Stream) -> None:
         row = np.flatnonzero(rows)

@@ -112,6 +112,21 @@ class TrainingConfig(Frozen):
     """Examples in a minibatch of one row."""
 
 
+class PolicyConfig(Frozen):
+    """Size of the policy network, and how it explores."""
+
+    width: Annotated[int, Field(ge=4, multiple_of=4)] = 64
+    """Width of a token."""
+    attention_heads: Literal[1, 2, 4] = 4
+    """Heads of the attention over tokens; each is width / heads wide."""
+    layers: Positive = 1
+    """Encoder layers."""
+    hidden: Positive = 96
+    """Width of the memory over decisions."""
+    uniform_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of a uniform choice over what is valid, mixed into every head when it is sampled and when it is scored."""
+
+
 class RunConfig(Frozen):
     """Everything that decides the numbers of one `esper grow` run."""
 
@@ -120,7 +135,9 @@ class RunConfig(Frozen):
     host: Literal["impaired", "ample"] = "impaired"
     """Host to start from: impaired has clear room to grow, ample has little."""
     controller: str = "heuristic"
-    """Who decides: never, random, periodic or heuristic."""
+    """Who decides: never, random, periodic, heuristic, or a saved policy (policy:FOLDER draws, greedy:FOLDER not)."""
+    price: NonNegative = 0.0
+    """What added parameters cost (nats for each unit of ln(1 + added / host parameters)): the dial of a policy."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of every random stream of the run."""
     blueprints: tuple[str, ...] = tuple(b.name.lower() for b in Blueprint if b is not Blueprint.NOOP)

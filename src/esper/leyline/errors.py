@@ -6,3 +6,7 @@ class EsperError(Exception):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class InvalidStateMachineError(RuntimeError):
+    """A decision found no legal action: the state of a slot is one that the lifecycle cannot reach."""

@@ -23,6 +23,7 @@ from esper.leyline.stages import (
     Stage,
     stage_table,
 )
+from esper.leyline.transfer import Parcel, deliver
 
 NOT_MEASURED = float("nan")
 
@@ -143,24 +144,31 @@ class SlotTensors:
         """Deep copy."""
         return type(self)(**{f.name: getattr(self, f.name).clone() for f in fields(self)})
 
+    def of_rows(self, rows: slice) -> Self:
+        """Some of the rows, as views."""
+        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
     def fading_RS(self) -> torch.Tensor:
         """Bool: the seed is on its way to alpha 0, after which it is culled."""
         return _fading(self.stage, self.alpha_target)
 
+    def structure_parcel(self) -> Parcel:
+        """Pack what decides which kernels run: the fields of `Structure`."""
+        return Parcel.pack(
+            {
+                "stage": self.stage,
+                "blueprint": self.blueprint,
+                "operator": self.operator,
+                "seed_id": self.seed_id,
+                "visible": self.alpha > 0,
+                "fading": self.fading_RS(),
+            }
+        )
+
     def structure(self) -> "Structure":
         """Copy what decides which kernels run to the host, in one transfer."""
-        packed = torch.stack(
-            (
-                self.stage,
-                self.blueprint,
-                self.operator,
-                self.seed_id,
-                (self.alpha > 0).long(),
-                self.fading_RS().long(),
-            ),
-        )
-        stage, blueprint, operator, seed_id, visible, fading = packed.cpu().numpy()
-        return Structure(stage, blueprint, operator, seed_id, visible.astype(bool), fading.astype(bool))
+        (cargo,) = deliver(self.structure_parcel())
+        return Structure(**cargo)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,12 @@ class PopulationView:
         Mean training loss of the last decision; loss and accuracy on reward-validation after it.
     host_parameters
         Learned numbers of one host without seeds.
-    last
-        Outcome of the previous decision; None before the first.
+    classes
+        Number of classes of the task: ln of it is the loss of guessing.
+    price_R
+        What one unit of ln(1 + added / host parameters) costs in the objective (nats); see `RunConfig.price`.
+    last, last_action_RH
+        Outcome of the previous decision, and what was asked; None before the first.
     """
 
     decision: int
@@ -44,11 +48,25 @@ class PopulationView:
     val_loss_R: torch.Tensor
     val_accuracy_R: torch.Tensor
     host_parameters: int
+    classes: int
+    price_R: torch.Tensor
     last: Outcome | None
+    last_action_RH: torch.Tensor | None
 
 
 class Controller(Protocol):
-    """Decides for a whole population at once."""
+    """Decides for a whole population at once.
+
+    Attributes
+    ----------
+    flag
+        Int64 scalar on the device: what was wrong with the last action, 0 if nothing was. It travels to the host with
+        the decision's one transfer and is raised there. None for a controller that has nothing to check.
+    """
+
+    @property
+    def flag(self) -> torch.Tensor | None:
+        """See the class."""
 
     def observe(self, view: PopulationView) -> None:
         """Take in the state before a decision; called once for each decision, in order."""

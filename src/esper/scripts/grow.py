@@ -53,7 +53,9 @@ def grow(config: RunConfig, *, out: Path | None, replace: bool) -> int:
     check_device(config.device)
     # One small network is no faster on two threads, and several times slower where another process wants the second.
     tune_process(1)
-    path = out or RUN_FOLDER / f"{config.task}-{config.host}-{config.controller}-seed{config.seed}"
+    kind, _, saved = config.controller.partition(":")
+    who = f"{kind}-{Path(saved).name}" if saved else kind
+    path = out or RUN_FOLDER / f"{config.task}-{config.host}-{who}-seed{config.seed}"
     task = load_task(config.task, config.host, config.device)
     arms = [Arm(config, task, "grown")]
     folder = RunFolder(path, config, replace=replace)

@@ -16,8 +16,10 @@ from esper.leyline.actions import Blueprint, SiteKind
 from esper.leyline.checks import GateReport, Outcome
 from esper.leyline.config import RunConfig
 from esper.leyline.slots import EMPTY_SLOT, NOT_MEASURED
+from esper.leyline.transfer import Cargo, Parcel, deliver
 from esper.leyline.view import Controller, PopulationView
 from esper.tamiyo.controllers.registry import make_controller
+from esper.tamiyo.policy.distribution import raise_flag
 from esper.tolaria.batches import BatchOrder
 from esper.tolaria.evaluation import measure
 from esper.tolaria.tasks import Task
@@ -133,6 +135,7 @@ class Episode:
         self.decision = 0
         unmeasured_R = torch.full((population.rows,), NOT_MEASURED, device=population.device)
         self._train_loss_R = self._val_loss_R = self._val_accuracy_R = unmeasured_R
+        self._price_R = torch.full((population.rows,), config.price, device=population.device)
         self._last: Outcome | None = None
         self._stage_before_RS = population.structure.stage
         self._action_RH: Tensor | None = None
@@ -143,18 +146,36 @@ class Episode:
         """All decisions of the episode are made."""
         return self.decision >= self.config.training.horizon
 
-    def advance(self) -> None:
-        """Make one decision, its updates and the measurements after them."""
+    def advance(self, *, record: bool = False) -> Step | None:
+        """Make one decision, its updates and the measurements after them.
+
+        Parameters
+        ----------
+        record
+            Give the record of the decision before this one, None before the first: it travels with this one's transfer.
+
+        Raises
+        ------
+        InvalidStateMachineError, ValueError
+            The controller's masks or logits were found bad (see `Controller.flag`).
+        """
         population = self.population
+        before, stage_before_RS = self.decision - 1, self._stage_before_RS
+        parcels = [self._parcel()] if record and self.decision else []
         self._gates = population.gate_report(self._val_loss_R)
         self.controller.observe(self._view(self._gates))
         self._action_RH = self.controller.act()
         self._stage_before_RS = population.structure.stage
-        self._last = population.decide(self._action_RH, self._gates)
+        flag = self.controller.flag
+        flags = [] if flag is None else [Parcel.pack({"flag": flag})]
+        self._last, cargo = population.decide(self._action_RH, self._gates, *parcels, *flags)
+        if flags:
+            raise_flag(int(cargo[-1]["flag"]))
         self._train_loss_R = self.trainer.run(self.config.training.updates_per_decision)
         evaluation = measure(population, self.task.data.reward_validation)
         self._val_loss_R, self._val_accuracy_R = evaluation.loss_R, evaluation.accuracy_R
         self.decision += 1
+        return _step(cargo[0], before, stage_before_RS) if parcels else None
 
     def _view(self, gates: GateReport) -> PopulationView:
         population = self.population
@@ -169,17 +190,25 @@ class Episode:
             val_loss_R=self._val_loss_R,
             val_accuracy_R=self._val_accuracy_R,
             host_parameters=population.hosts.layer.parameter_count,
+            classes=self.task.data.classes,
+            price_R=self._price_R,
             last=self._last,
+            last_action_RH=self._action_RH,
         )
 
     def step(self) -> Step:
-        """Copy the last decision to the host, in one transfer.
+        """Copy the last decision to the host, in a transfer of its own: for the end of an episode.
 
         Raises
         ------
         RuntimeError
             No decision was made yet.
         """
+        (cargo,) = deliver(self._parcel())
+        return _step(cargo, self.decision - 1, self._stage_before_RS)
+
+    def _parcel(self) -> Parcel:
+        """Pack the record of the last decision."""
         if self._action_RH is None or self._gates is None or self._last is None:
             raise RuntimeError("call advance() before step()")
         tensors = {
@@ -191,16 +220,9 @@ class Episode:
             "val_accuracy_R": self._val_accuracy_R,
             **{f"slots.{name}": getattr(self.population.slots, name) for name in EMPTY_SLOT},
         }
-        host = _to_host(tensors)
-        slots = {name: host.pop(f"slots.{name}") for name in EMPTY_SLOT}
-        return Step(decision=self.decision - 1, stage_before_RS=self._stage_before_RS, slots=slots, **host)
+        return Parcel.pack(tensors)
 
 
-def _to_host(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Copy tensors to the host in one transfer; float64 holds every value of theirs exactly."""
-    packed = torch.cat([t.detach().reshape(-1).double() for t in tensors.values()]).cpu()
-    pieces = packed.split([t.numel() for t in tensors.values()])
-    return {
-        name: piece.to(tensor.dtype).numpy().reshape(tensor.shape)
-        for (name, tensor), piece in zip(tensors.items(), pieces, strict=True)
-    }
+def _step(cargo: Cargo, decision: int, stage_before_RS: np.ndarray) -> Step:
+    slots = {name: cargo.pop(f"slots.{name}") for name in EMPTY_SLOT}
+    return Step(decision=decision, stage_before_RS=stage_before_RS, slots=slots, **cargo)

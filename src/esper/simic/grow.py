@@ -16,7 +16,7 @@ import torch
 
 from esper.leyline.actions import Blueprint, Operator
 from esper.leyline.config import RunConfig
-from esper.leyline.stages import OCCUPIED_STAGES, Stage
+from esper.leyline.stages import BLENDED_STAGES, OCCUPIED_STAGES, Stage, stage_table
 from esper.simic.episode import Episode, Step
 from esper.simic.story import Event, events_of
 from esper.tolaria.evaluation import evaluate
@@ -24,6 +24,7 @@ from esper.tolaria.tasks import Task
 
 ROW = 0
 """A grow run is a population of one."""
+_BLENDED = stage_table(BLENDED_STAGES).numpy()
 ARMS: dict[str, tuple[str | None, bool]] = {
     "grown": (None, False),
     "host alone": ("never", False),
@@ -98,20 +99,33 @@ class Arm:
         self.seconds = 0.0
 
     def run(self, stopped: Callable[[], bool]) -> Iterator[tuple[DecisionLine, list[Event]]]:
-        """Make decisions until the episode ends or `stopped` says so, giving what happened in each."""
+        """Make decisions until the episode ends or `stopped` says so, giving what happened in each.
+
+        A decision is told when the next one is made: its record travels with that one's transfer.
+        """
         while not self.episode.done and not stopped():
-            start = time.perf_counter()
-            self.episode.advance()
-            step = self.episode.step()
+            start, before = time.perf_counter(), self.seconds
+            step = self.episode.advance(record=True)
             self.seconds += time.perf_counter() - start
-            yield self._line(step), events_of(step, ROW, self.task.host.slot_config)
+            if step is not None:
+                yield self._line(step, before), self._events(step)
+        if self.episode.decision:
+            step = self.episode.step()
+            yield self._line(step, self.seconds), self._events(step)
+
+    def _events(self, step: Step) -> list[Event]:
+        return events_of(step, ROW, self.task.host.slot_config)
 
     @property
     def parameters(self) -> int:
         """Learned numbers of the network in the forward pass, those of its seeds included."""
         population = self.episode.population
         added = population.slots.parameters[ROW][torch.from_numpy(population.base[ROW])].sum()
-        return population.hosts.layer.parameter_count + int(added)
+        return self._host_parameters + int(added)
+
+    @property
+    def _host_parameters(self) -> int:
+        return self.episode.population.hosts.layer.parameter_count
 
     def result(self) -> ArmResult:
         """Evaluate on the test split: once, at the end."""
@@ -119,15 +133,17 @@ class Arm:
         loss, accuracy = float(test.loss_R[ROW]), float(test.accuracy_R[ROW])
         return ArmResult(self.name, accuracy, _number(loss), self.parameters, self.seconds, self.episode.decision)
 
-    def _line(self, step: Step) -> DecisionLine:
+    def _line(self, step: Step, seconds: float) -> DecisionLine:
+        stage_S = step.slots["stage"][ROW]
+        blended_S = _BLENDED[stage_S] & (step.slots["alpha"][ROW] > 0)
         return DecisionLine(
             decision=step.decision,
-            updates=self.episode.trainer.update,
-            seconds=self.seconds,
+            updates=(step.decision + 1) * self.config.training.updates_per_decision,
+            seconds=seconds,
             train_loss=_number(float(step.train_loss_R[ROW])),
             val_loss=_number(float(step.val_loss_R[ROW])),
             val_accuracy=_number(float(step.val_accuracy_R[ROW])),
-            parameters=self.parameters,
+            parameters=self._host_parameters + int(step.slots["parameters"][ROW][blended_S].sum()),
             slots=tuple(
                 _slot_line(step, number, slot) for number, slot in enumerate(self.task.host.slot_config.slot_ids)
             ),

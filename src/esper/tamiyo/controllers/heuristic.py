@@ -70,6 +70,8 @@ class HeuristicController:
         Where the views live.
     """
 
+    flag = None
+
     _view: PopulationView
 
     def __init__(

@@ -40,6 +40,8 @@ class PeriodicController:
         Where the views live.
     """
 
+    flag = None
+
     _view: PopulationView
 
     def __init__(

@@ -27,6 +27,8 @@ class RandomController:
         Number of slots.
     """
 
+    flag = None
+
     _view: PopulationView
 
     def __init__(self, seed: int, row_ids_R: torch.Tensor, *, slots: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -10,7 +11,9 @@ from esper.leyline.view import Controller
 from esper.tamiyo.controllers.heuristic import HeuristicController
 from esper.tamiyo.controllers.never import NeverController
 from esper.tamiyo.controllers.periodic import PeriodicController
+from esper.tamiyo.controllers.policy import PolicyController
 from esper.tamiyo.controllers.random import RandomController
+from esper.tamiyo.policy.saved import load_policy
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ CONTROLLERS: dict[str, Callable[[Setting], Controller]] = {
     "periodic": lambda s: PeriodicController(device=s.device),
     "heuristic": lambda s: HeuristicController(s.rows, s.slots, device=s.device),
 }
+POLICIES = {"policy": False, "greedy": True}
+"""Prefix of a saved policy's folder, and whether it takes the most likely choices instead of drawing."""
 
 
 def make_controller(
@@ -46,7 +51,7 @@ def make_controller(
     Parameters
     ----------
     name
-        Key of `CONTROLLERS`.
+        Key of `CONTROLLERS`, or `policy:FOLDER` or `greedy:FOLDER` for a saved policy.
     rows
         Number of rows.
     slots
@@ -61,8 +66,13 @@ def make_controller(
     Raises
     ------
     EsperError
-        No controller has this name.
+        No controller has this name, or the policy cannot be used.
     """
+    row_ids_R = row_ids_R.to(device)
+    kind, colon, folder = name.partition(":")
+    if colon and kind in POLICIES:
+        return PolicyController(load_policy(Path(folder), device), seed, row_ids_R, greedy=POLICIES[kind])
     if name not in CONTROLLERS:
-        raise EsperError(f"controller: unknown controller {name!r}; known: {', '.join(CONTROLLERS)}")
-    return CONTROLLERS[name](Setting(rows, slots, seed, row_ids_R.to(device), device))
+        known = ", ".join((*CONTROLLERS, *(f"{kind}:FOLDER" for kind in POLICIES)))
+        raise EsperError(f"controller: unknown controller {name!r}; known: {known}")
+    return CONTROLLERS[name](Setting(rows, slots, seed, row_ids_R, device))

@@ -1,0 +1,1 @@
+"""The learned policy: masks, masked distribution, observation, network."""

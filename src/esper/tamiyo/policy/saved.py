@@ -1,0 +1,98 @@
+"""Saved policies: `policy.safetensors` holds the weights, `policy.json` what they are weights of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from esper.leyline.actions import Head, head_sizes
+from esper.leyline.config import PolicyConfig
+from esper.leyline.errors import EsperError
+from esper.leyline.files import write_atomic
+from esper.tamiyo.policy.features import RUN_FEATURES, SLOT_FEATURES
+from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
+
+WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
+FORMAT = 1
+"""Grows when a file of the former kind could no longer be read."""
+
+
+def save_policy(policy: FactoredRecurrentActorCritic, folder: Path) -> None:
+    """Write a policy into a folder, each file whole.
+
+    Raises
+    ------
+    EsperError
+        A file cannot be written.
+    """
+    weights = save({name: tensor.cpu().contiguous() for name, tensor in policy.state_dict().items()})
+    description = {**_contract(), "config": policy.config.model_dump(), "weights": _digest(weights)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EsperError(f"policy: cannot use {folder}: {error.strerror}; name a folder you may write") from error
+    write_atomic(folder / WEIGHTS, weights)
+    # Last, so that a description always has its weights.
+    write_atomic(folder / DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
+
+
+def load_policy(folder: Path, device: torch.device | str = "cpu") -> FactoredRecurrentActorCritic:
+    """Read a policy; it acts on hosts with any number of slots.
+
+    Raises
+    ------
+    EsperError
+        A file is missing, damaged, or of a policy that sees or does something else than this version.
+    """
+    try:
+        description = json.loads((folder / DESCRIPTION).read_bytes())
+        weights = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise EsperError(
+            f"policy: cannot read {folder}: {error.strerror}; name the folder of a saved policy"
+        ) from error
+    except ValueError as error:
+        raise EsperError(f"policy: {folder / DESCRIPTION} is damaged; restore it or save the policy again") from error
+    for name, value in _contract().items():
+        found = description.get(name) if isinstance(description, dict) else None
+        if found != value:
+            raise EsperError(f"policy: {folder}: its {name} is not that of this version ({_difference(found, value)})")
+    if description.get("weights") != _digest(weights):
+        raise EsperError(f"policy: {folder / WEIGHTS} is damaged or of another policy; save the policy again")
+    try:
+        policy = FactoredRecurrentActorCritic(PolicyConfig.model_validate(description.get("config")))
+        policy.load_state_dict(load(weights))
+    except (ValidationError, SafetensorError, RuntimeError) as error:
+        raise EsperError(
+            f"policy: {folder}: its weights do not fit its configuration; save the policy again"
+        ) from error
+    return policy.to(device)
+
+
+def _contract() -> dict[str, Any]:
+    """What a policy must share with this version: every column that it reads and every choice that it makes."""
+    return {
+        "format": FORMAT,
+        "slot features": [f.name for f in SLOT_FEATURES],
+        "run features": [f.name for f in RUN_FEATURES],
+        "heads": {head.name: size for head, size in head_sizes(1).items() if head is not Head.SLOT},
+    }
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _difference(found: object, needed: object) -> str:
+    """Say what differs in a few words."""
+    if isinstance(found, list) and isinstance(needed, list):
+        missing = [repr(n) for n in needed if n not in found] or [repr(f) for f in found if f not in needed]
+        return f"differing in {', '.join(missing[:3]) or 'their order'}"
+    return f"{found!r} instead of {needed!r}"
