@@ -334,7 +334,7 @@ def test_only_allowed_blueprints_germinate():
     host = Host(HostConfig(kind=SiteKind.VECTOR, widths=(4,)), EXAMPLES[SiteKind.VECTOR], CLASSES)
     population = Population(host, GrowthConfig(), 0, torch.arange(2), allowed=frozenset({Blueprint.NORM}))
     wanted = [germinate(0, Blueprint.NORM, ADD), germinate(0, Blueprint.MLP_SMALL, ADD)]
-    outcome = population.decide(torch.tensor(wanted), open_gates(population))
+    outcome, _ = population.decide(torch.tensor(wanted), open_gates(population))
     assert outcome.accepted.tolist() == [True, False]
     audit(population)
 

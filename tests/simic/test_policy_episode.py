@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from esper.leyline.actions import Op
-from esper.leyline.config import PolicyConfig
+from esper.kasmina.hosts import Host
+from esper.leyline.actions import Op, SiteKind
+from esper.leyline.config import HostConfig, PolicyConfig
 from esper.leyline.errors import InvalidStateMachineError
 from esper.simic.episode import Episode
 from esper.tamiyo.controllers.policy import PolicyController
@@ -41,6 +42,16 @@ def test_it_acts_on_every_task(saved, task):
     for step in steps:
         # Masks leave gates as the only thing that can refuse.
         assert not (~step.accepted_R & ~np.isin(step.action_RH[:, 0], (Op.ADVANCE, Op.FOSSILIZE))).any()
+
+
+@pytest.mark.parametrize("slots", [1, 6])
+def test_it_acts_on_another_number_of_slots(saved, slots):
+    task = task_of("digits-mlp", examples=40)
+    host = Host(HostConfig(kind=SiteKind.VECTOR, widths=(4,) * slots), task.host.example, 10)
+    config = run_config("digits-mlp", f"policy:{saved}", horizon=8, updates=1, batch=8)
+    steps = record(config, replace(task, host=host), 32).steps
+    named = {int(slot) for step in steps for op, slot in step.action_RH[:, :2] if op != Op.WAIT}
+    assert named == set(range(slots))
 
 
 @pytest.mark.parametrize("kind", ["policy", "greedy"])
