@@ -115,7 +115,7 @@ class TrainingConfig(Frozen):
 class PolicyConfig(Frozen):
     """Size of the policy network, and how it explores."""
 
-    width: Annotated[int, Field(ge=4, multiple_of=4)] = 64
+    width: Annotated[int, Field(ge=4, multiple_of=4)] = 48
     """Width of a token."""
     attention_heads: Literal[1, 2, 4] = 4
     """Heads of the attention over tokens; each is width / heads wide."""

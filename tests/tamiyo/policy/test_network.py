@@ -334,8 +334,8 @@ def test_the_generator_alone_decides_the_first_weights() -> None:
     for torch_seed, seed in ((1, 7), (2, 7), (1, 8)):
         with torch.random.fork_rng():
             torch.manual_seed(torch_seed)
-            policy = Policy(PolicyConfig())
             before = torch.get_rng_state()
+            policy = Policy(PolicyConfig())
             policy.initialise(seeded(seed))
             assert torch.equal(torch.get_rng_state(), before)
         states.append(policy.state_dict())

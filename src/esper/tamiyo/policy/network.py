@@ -71,7 +71,7 @@ class Evaluation:
 
 
 class FactoredRecurrentActorCritic(nn.Module):
-    """Policy over the eight heads, and value.
+    """Policy over the eight heads, and value. Its weights mean nothing before `initialise` or a state dict.
 
     Parameters
     ----------
@@ -85,24 +85,26 @@ class FactoredRecurrentActorCritic(nn.Module):
         width, hidden = config.width, config.hidden
         self.validation = Validation.from_environment()
         self.statistics = RunningStatistics(len(RUNNING_FEATURES))
-        self.slot_input = nn.Linear(len(SLOT_FEATURES), width)
-        self.run_input = nn.Linear(len(RUN_FEATURES), width)
-        self.encoder = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, config.attention_heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True
+        # Torch's layers draw from its global generator, which nobody else here uses or disturbs.
+        with torch.random.fork_rng(devices=[]):
+            self.slot_input = nn.Linear(len(SLOT_FEATURES), width)
+            self.run_input = nn.Linear(len(RUN_FEATURES), width)
+            self.encoder = nn.ModuleList(
+                nn.TransformerEncoderLayer(
+                    width, config.attention_heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True
+                )
+                for _ in range(config.layers)
             )
-            for _ in range(config.layers)
-        )
-        self.memory_norm = nn.LayerNorm(width)
-        self.memory = nn.LSTM(width, hidden)
-        self.output_norm = nn.LayerNorm(hidden)
-        self.op_head = nn.Linear(hidden, len(Op))
-        self.op_embedding = nn.Embedding(len(Op), width)
-        self.slot_query = nn.Linear(hidden, width)
-        self.slot_key = nn.Linear(width, width, bias=False)
-        self.rest_input = nn.Linear(hidden + width, width)
-        self.rest_head = nn.Linear(width, sum(REST_SIZES))
-        self.value_head = nn.Sequential(nn.Linear(hidden, width), nn.ReLU(), nn.Linear(width, 1))
+            self.memory_norm = nn.LayerNorm(width)
+            self.memory = nn.LSTM(width, hidden)
+            self.output_norm = nn.LayerNorm(hidden)
+            self.op_head = nn.Linear(hidden, len(Op))
+            self.op_embedding = nn.Embedding(len(Op), width)
+            self.slot_query = nn.Linear(hidden, width)
+            self.slot_key = nn.Linear(width, width, bias=False)
+            self.rest_input = nn.Linear(hidden + width, width)
+            self.rest_head = nn.Linear(width, sum(REST_SIZES))
+            self.value_head = nn.Sequential(nn.Linear(hidden, width), nn.ReLU(), nn.Linear(width, 1))
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
