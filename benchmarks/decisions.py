@@ -44,7 +44,7 @@ def median(run: Callable[[], object], repeats: int) -> float:
 class Watcher:
     """Keeps the view of the last decision."""
 
-    flag = None
+    flag = scores = None
 
     def __init__(self, inner: PolicyController) -> None:
         self.inner = inner

@@ -57,7 +57,7 @@ class Recording:
     @property
     def stages(self) -> np.ndarray:
         """Int64 [decisions + 1, rows, slots]: stages before the first decision and after each."""
-        return np.stack([self.steps[0].stage_before_RS] + [step.slots["stage"] for step in self.steps])
+        return np.stack([self.steps[0].structure.stage] + [step.slots["stage"] for step in self.steps])
 
     def slot_histories(self):
         """Give the runs [(stage, decisions), ...] of each slot."""
@@ -108,7 +108,7 @@ def came_back(history) -> bool:
 class Script:
     """A controller of one row that reads its actions from a table, and waits where the table has none."""
 
-    flag = None
+    flag = scores = None
 
     def __init__(self, actions: dict[int, Action]) -> None:
         self.actions = actions

@@ -37,7 +37,7 @@ from helpers.growing import QUICK
 
 tasks = pytest.mark.parametrize("task", TASK_NAMES)
 OCCUPIED, BLENDED = (stage_table(stages).numpy() for stages in (OCCUPIED_STAGES, BLENDED_STAGES))
-ARRAYS = [f.name for f in fields(Step) if f.name not in ("decision", "slots")]
+ARRAYS = [f.name for f in fields(Step) if f.name not in ("decision", "structure", "slots")]
 
 
 def short_episode(task, controller, rows=2, *, dtype=torch.float32, **more):
@@ -47,7 +47,8 @@ def short_episode(task, controller, rows=2, *, dtype=torch.float32, **more):
 
 def arrays(step):
     """Every array of a step by name, those of the slots included."""
-    return {name: getattr(step, name) for name in ARRAYS} | step.slots
+    structure = {f"{name} before": array for name, array in vars(step.structure).items()}
+    return {name: getattr(step, name) for name in ARRAYS} | structure | step.slots
 
 
 def rows_last(name, array):
@@ -131,7 +132,7 @@ def test_refused_actions_are_recorded_with_the_check_that_refused_them(task):
         for row in np.flatnonzero(~step.accepted_R):
             op, slot = step.action_RH[row, Head.OP], step.action_RH[row, Head.SLOT]
             before = Stage(step.before_R[row])
-            assert before == step.stage_before_RS[row, slot] == step.after_R[row]
+            assert before == step.structure.stage[row, slot] == step.after_R[row]
             # What is drawn is always possible in structure: only a gate can refuse it.
             assert op in (Op.ADVANCE, Op.FOSSILIZE)
             target = ADVANCE_TARGET[before] if op == Op.ADVANCE else Stage.FOSSILIZED
@@ -280,7 +281,7 @@ def test_a_step_is_one_transfer(monkeypatch):
 
 def test_a_step_tells_the_stages_before_the_action():
     recording = random_walk("digits-mlp")
-    before = np.stack([step.stage_before_RS for step in recording.steps])
+    before = np.stack([step.structure.stage for step in recording.steps])
     np.testing.assert_array_equal(before[1:], recording.stages[1:-1])
     assert (before[0] == Stage.DORMANT).all()
 

@@ -109,8 +109,9 @@ def test_records_that_travel_along_equal_those_taken_at_once(saved):
     assert along[0] is None
     for told, taken in zip([*along[1:], one.step()], at_once, strict=True):
         assert told.decision == taken.decision
-        for name in ("action_RH", "refused_by_R", "value_CRS", "stage_before_RS", "val_loss_R"):
+        for name in ("action_RH", "refused_by_R", "value_CRS", "val_loss_R", "legal_RO", "log_prob_RH", "value_R"):
             np.testing.assert_array_equal(getattr(told, name), getattr(taken, name))
+        np.testing.assert_array_equal(told.structure.stage, taken.structure.stage)
         for name, values in taken.slots.items():
             np.testing.assert_array_equal(told.slots[name], values)
 

@@ -127,8 +127,17 @@ class PolicyConfig(Frozen):
     """Share of a uniform choice over what is valid, mixed into every head when it is sampled and when it is scored."""
 
 
+class RecordConfig(Frozen):
+    """What is written down while a run goes on; no number of the run depends on it."""
+
+    record: Literal["off", "lean", "full"] = "full"
+    """How much goes into the run's store: off nothing, lean everything but single decisions, full everything."""
+    record_error: Literal["stop", "continue"] = "stop"
+    """What to do if the store cannot be written any more: stop the run, or continue without."""
+
+
 class RunConfig(Frozen):
-    """Everything that decides the numbers of one `esper grow` run."""
+    """Everything that decides the numbers of one `esper grow` run, and what is recorded of it."""
 
     task: str = "digits"
     """Task to learn: see `esper tasks`."""
@@ -145,6 +154,7 @@ class RunConfig(Frozen):
     training: TrainingConfig = TrainingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     growth: GrowthConfig = GrowthConfig()
+    recording: RecordConfig = RecordConfig()
     device: str = "cpu"
     """Device of the tensors: cpu or cuda."""
 

@@ -54,6 +54,22 @@ class PopulationView:
     last_action_RH: torch.Tensor | None
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a controller thought of its last action, for the record.
+
+    Attributes
+    ----------
+    log_prob_RH
+        Log-probability of each head's choice given those before it.
+    value_R
+        What it expected to be paid from there on.
+    """
+
+    log_prob_RH: torch.Tensor
+    value_R: torch.Tensor
+
+
 class Controller(Protocol):
     """Decides for a whole population at once.
 
@@ -62,10 +78,16 @@ class Controller(Protocol):
     flag
         Int64 scalar on the device: what was wrong with the last action, 0 if nothing was. It travels to the host with
         the decision's one transfer and is raised there. None for a controller that has nothing to check.
+    scores
+        What it thought of its last action; None for a controller without probabilities.
     """
 
     @property
     def flag(self) -> torch.Tensor | None:
+        """See the class."""
+
+    @property
+    def scores(self) -> Scores | None:
         """See the class."""
 
     def observe(self, view: PopulationView) -> None:

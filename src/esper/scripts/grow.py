@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shlex
 import signal
-import time
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
@@ -15,9 +14,11 @@ from rich.console import Console
 
 from esper.leyline.config import RUN_FOLDER, RunConfig
 from esper.leyline.errors import EsperError
+from esper.nissa.store import RunStore
 from esper.scripts.display import Display, result_table
 from esper.scripts.errors import validation_line
-from esper.simic.grow import ARMS, ROW, Arm, ArmResult
+from esper.simic.grow import ARMS, GROWN, ROW, Arm, ArmResult
+from esper.simic.recorder import run_columns
 from esper.simic.run_folder import CONFIG, RunFolder
 from esper.tolaria.machine import check_device, tune_process
 from esper.tolaria.tasks import load_task
@@ -57,50 +58,52 @@ def grow(config: RunConfig, *, out: Path | None, replace: bool) -> int:
     who = f"{kind}-{Path(saved).name}" if saved else kind
     path = out or RUN_FOLDER / f"{config.task}-{config.host}-{who}-seed{config.seed}"
     task = load_task(config.task, config.host, config.device)
-    arms = [Arm(config, task, "grown")]
+    # What is wrong with the configuration shows here, before anything is written.
+    arms = [Arm(config, task, GROWN)]
     folder = RunFolder(path, config, replace=replace)
     interrupt = _Interrupt()
     results: list[ArmResult] = []
-    started = time.perf_counter()
-    try:
-        with interrupt.watching(), Display(console, config, len(ARMS)) as display:
-            for name in ARMS:
-                arm = arms.pop() if arms else Arm(config, task, name)
-                for line, events in arm.run(lambda: interrupt.asked):
-                    if name == "grown":
-                        folder.decision(line.to_dict())
-                        for event in events:
-                            folder.event(event.to_dict())
-                    display.show(name, line, events)
-                if name == "grown":
-                    folder.model(arm.episode.population, ROW)
-                if interrupt.asked:
-                    break
-                results.append(arm.result())
-        folder.result(
-            {
-                "status": "interrupted" if interrupt.asked else "finished",
-                "decisions": arm.episode.decision,
-                "arm": arm.name,
-                "seconds": time.perf_counter() - started,
-                "arms": [asdict(result) for result in results],
-            }
-        )
-    finally:
-        folder.close()
+    with _store(folder, config) as store, interrupt.watching(), Display(console, config, len(ARMS)) as display:
+        for name in ARMS:
+            arm = arms.pop() if arms else Arm(config, task, name)
+            for line, events in arm.run(lambda: interrupt.asked, store):
+                display.show(name, line, events)
+            if name == GROWN:
+                folder.model(arm.episode.population, ROW)
+            if interrupt.asked:
+                if store is not None:
+                    store.close("interrupted")
+                break
+            results.append(arm.result())
     if results:
         console.print(result_table(results))
     if interrupt.asked:
         again = f"esper grow --config {shlex.quote(str(path / CONFIG))} --out {shlex.quote(str(path) + '-again')}"
         console.print(
             f"Stopped after decision {arm.episode.decision} of {config.training.horizon} ({arm.name}). "
-            f"Kept in {path}: history, events and the model so far. "
+            f"Kept in {path}: the record and the model so far. "
             f"A stopped run cannot go on yet; run it again with: {again}",
             soft_wrap=True,
         )
         return INTERRUPTED
     console.print(f"Saved in {path}. Load it without Esper: python {path / 'model.py'}", soft_wrap=True)
     return 0
+
+
+@contextmanager
+def _store(folder: RunFolder, config: RunConfig) -> Iterator[RunStore | None]:
+    """Open the run's store; None where nothing is to be recorded."""
+    recording = config.recording
+    if recording.record == "off":
+        yield None
+        return
+
+    def report(line: str) -> None:
+        print(f"esper: {line}", file=sys.stderr)
+
+    columns = run_columns(config, "grow", config.training.horizon * len(ARMS))
+    with RunStore(folder.store, columns, error=recording.record_error, report=report) as store:
+        yield store
 
 
 def read_config(path: Path) -> RunConfig:

@@ -1,6 +1,6 @@
 """An episode: a population and a controller, decision by decision.
 
-Shapes: R rows, S slots, C gate checks, H heads.
+Shapes: R rows, S slots, C gate checks, H heads, O operations.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.population import Population
-from esper.leyline.actions import Blueprint, SiteKind
+from esper.leyline.actions import HEAD_COUNT, Blueprint, SiteKind
 from esper.leyline.checks import GateReport, Outcome
+from esper.leyline.clock import PhaseClock
 from esper.leyline.config import RunConfig
-from esper.leyline.slots import EMPTY_SLOT, NOT_MEASURED
+from esper.leyline.slots import EMPTY_SLOT, NOT_MEASURED, Structure, legal_ops
 from esper.leyline.transfer import Cargo, Parcel, deliver
-from esper.leyline.view import Controller, PopulationView
+from esper.leyline.view import Controller, PopulationView, Scores
 from esper.tamiyo.controllers.registry import make_controller
 from esper.tamiyo.policy.distribution import raise_flag
 from esper.tolaria.batches import BatchOrder
@@ -47,8 +48,12 @@ class Step:
         What was asked, and what came of it (values of `Check` and `Stage`).
     value_CRS, passed_CRS, limit_C
         The gates before the action.
-    stage_before_RS
-        Stages before the action.
+    structure
+        Stages and seeds before the action.
+    legal_RO
+        Operations that some slot allowed.
+    log_prob_RH, value_R
+        The controller's scores (see `Scores`).
     slots
         The slot arrays after the updates, by name.
     train_loss_R, val_loss_R, val_accuracy_R
@@ -64,7 +69,10 @@ class Step:
     value_CRS: np.ndarray
     passed_CRS: np.ndarray
     limit_C: np.ndarray
-    stage_before_RS: np.ndarray
+    structure: Structure
+    legal_RO: np.ndarray
+    log_prob_RH: np.ndarray
+    value_R: np.ndarray
     slots: dict[str, np.ndarray]
     train_loss_R: np.ndarray
     val_loss_R: np.ndarray
@@ -88,6 +96,11 @@ class Episode:
         Fill every slot with a committed seed before the first update.
     dtype
         Of the parameters.
+
+    Attributes
+    ----------
+    clock
+        What the phases of its decisions took.
 
     Raises
     ------
@@ -137,9 +150,12 @@ class Episode:
         self._train_loss_R = self._val_loss_R = self._val_accuracy_R = unmeasured_R
         self._price_R = torch.full((population.rows,), config.price, device=population.device)
         self._last: Outcome | None = None
-        self._stage_before_RS = population.structure.stage
+        self._structure = population.structure
+        self._legal_RO = legal_ops(population.slots, population.fits_SB).any(2)
+        self._no_scores = Scores(unmeasured_R[:, None].expand(-1, HEAD_COUNT), unmeasured_R)
         self._action_RH: Tensor | None = None
         self._gates: GateReport | None = None
+        self.clock = PhaseClock()
 
     @property
     def done(self) -> bool:
@@ -159,23 +175,30 @@ class Episode:
         InvalidStateMachineError, ValueError
             The controller's masks or logits were found bad (see `Controller.flag`).
         """
-        population = self.population
-        before, stage_before_RS = self.decision - 1, self._stage_before_RS
-        parcels = [self._parcel()] if record and self.decision else []
-        self._gates = population.gate_report(self._val_loss_R)
-        self.controller.observe(self._view(self._gates))
-        self._action_RH = self.controller.act()
-        self._stage_before_RS = population.structure.stage
-        flag = self.controller.flag
-        flags = [] if flag is None else [Parcel.pack({"flag": flag})]
-        self._last, cargo = population.decide(self._action_RH, self._gates, *parcels, *flags)
-        if flags:
-            raise_flag(int(cargo[-1]["flag"]))
-        self._train_loss_R = self.trainer.run(self.config.training.updates_per_decision)
-        evaluation = measure(population, self.task.data.reward_validation)
-        self._val_loss_R, self._val_accuracy_R = evaluation.loss_R, evaluation.accuracy_R
+        population, phase = self.population, self.clock.phase
+        before, structure = self.decision - 1, self._structure
+        with phase("pack"):
+            parcels = [self._parcel()] if record and self.decision else []
+        with phase("observe"):
+            self._gates = population.gate_report(self._val_loss_R)
+            self._legal_RO = legal_ops(population.slots, population.fits_SB).any(2)
+            self.controller.observe(self._view(self._gates))
+        with phase("act"):
+            self._action_RH = self.controller.act()
+        with phase("apply"):
+            self._structure = population.structure
+            flag = self.controller.flag
+            flags = [] if flag is None else [Parcel.pack({"flag": flag})]
+            self._last, cargo = population.decide(self._action_RH, self._gates, *parcels, *flags)
+            if flags:
+                raise_flag(int(cargo[-1]["flag"]))
+        with phase("train"):
+            self._train_loss_R = self.trainer.run(self.config.training.updates_per_decision)
+        with phase("measure"):
+            evaluation = measure(population, self.task.data.reward_validation)
+            self._val_loss_R, self._val_accuracy_R = evaluation.loss_R, evaluation.accuracy_R
         self.decision += 1
-        return _step(cargo[0], before, stage_before_RS) if parcels else None
+        return _step(cargo[0], before, structure) if parcels else None
 
     def _view(self, gates: GateReport) -> PopulationView:
         population = self.population
@@ -205,14 +228,18 @@ class Episode:
             No decision was made yet.
         """
         (cargo,) = deliver(self._parcel())
-        return _step(cargo, self.decision - 1, self._stage_before_RS)
+        return _step(cargo, self.decision - 1, self._structure)
 
     def _parcel(self) -> Parcel:
         """Pack the record of the last decision."""
         if self._action_RH is None or self._gates is None or self._last is None:
             raise RuntimeError("call advance() before step()")
+        scores = self.controller.scores or self._no_scores
         tensors = {
             "action_RH": self._action_RH,
+            "legal_RO": self._legal_RO,
+            "log_prob_RH": scores.log_prob_RH,
+            "value_R": scores.value_R,
             **{f"{f.name}_R": getattr(self._last, f.name) for f in fields(Outcome)},
             **{f.name: getattr(self._gates, f.name) for f in fields(GateReport)},
             "train_loss_R": self._train_loss_R,
@@ -223,6 +250,6 @@ class Episode:
         return Parcel.pack(tensors)
 
 
-def _step(cargo: Cargo, decision: int, stage_before_RS: np.ndarray) -> Step:
+def _step(cargo: Cargo, decision: int, structure: Structure) -> Step:
     slots = {name: cargo.pop(f"slots.{name}") for name in EMPTY_SLOT}
-    return Step(decision=decision, stage_before_RS=stage_before_RS, slots=slots, **cargo)
+    return Step(decision=decision, structure=structure, slots=slots, **cargo)

@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from esper.leyline.actions import Blueprint, Operator
 from esper.leyline.config import RunConfig
 from esper.leyline.stages import BLENDED_STAGES, OCCUPIED_STAGES, Stage, stage_table
+from esper.nissa.store import RunStore
 from esper.simic.episode import Episode, Step
+from esper.simic.recorder import RoundRecorder
 from esper.simic.story import Event, events_of
-from esper.tolaria.evaluation import evaluate
+from esper.tolaria.evaluation import coalition_losses, coalitions_of, evaluate
 from esper.tolaria.tasks import Task
 
 ROW = 0
@@ -30,7 +32,12 @@ ARMS: dict[str, tuple[str | None, bool]] = {
     "host alone": ("never", False),
     "everything from the start": ("never", True),
 }
-"""Name of each arm: its controller (None: the run's own), and whether every slot is filled before the start."""
+"""Name of each arm: its controller (None: the run's own), and whether every slot is filled before the start.
+
+The place of an arm is the number of its round in the run store.
+"""
+GROWN, TWIN = "grown", "host alone"
+"""The arm that matters, and the one that every other is compared with."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,6 @@ class DecisionLine:
     parameters: int
     slots: tuple[SlotLine, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON line."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class ArmResult:
@@ -93,25 +96,54 @@ class Arm:
 
     def __init__(self, config: RunConfig, task: Task, name: str) -> None:
         self.config, self.task, self.name = config, task, name
-        controller, static = ARMS[name]
+        own, static = ARMS[name]
+        self._controller = own or config.controller
         ids = torch.zeros(1, dtype=torch.int64)
-        self.episode = Episode(config, task, controller or config.controller, ids, static=static)
+        self.episode = Episode(config, task, self._controller, ids, static=static)
         self.seconds = 0.0
+        self._recorder: RoundRecorder | None = None
 
-    def run(self, stopped: Callable[[], bool]) -> Iterator[tuple[DecisionLine, list[Event]]]:
+    def run(
+        self, stopped: Callable[[], bool], store: RunStore | None = None
+    ) -> Iterator[tuple[DecisionLine, list[Event]]]:
         """Make decisions until the episode ends or `stopped` says so, giving what happened in each.
 
         A decision is told when the next one is made: its record travels with that one's transfer.
+
+        Parameters
+        ----------
+        stopped
+            Asked before each decision.
+        store
+            Where to record it all; None: nowhere.
         """
+        if store is not None:
+            number = {arm: at for at, arm in enumerate(ARMS)}
+            self._recorder = RoundRecorder(
+                store,
+                number[self.name],
+                self.episode,
+                purpose="grow" if self.name == GROWN else "control",
+                arm=self.name,
+                controller=self._controller,
+                twin_round=None if self.name == TWIN else number[TWIN],
+            )
+
         while not self.episode.done and not stopped():
             start, before = time.perf_counter(), self.seconds
             step = self.episode.advance(record=True)
             self.seconds += time.perf_counter() - start
             if step is not None:
-                yield self._line(step, before), self._events(step)
+                yield self._told(step, before)
         if self.episode.decision:
-            step = self.episode.step()
-            yield self._line(step, self.seconds), self._events(step)
+            yield self._told(self.episode.step(), self.seconds)
+        if not self.episode.done and self._recorder is not None:
+            self._recorder.end("interrupted", {"training_s": self.seconds})
+
+    def _told(self, step: Step, seconds: float) -> tuple[DecisionLine, list[Event]]:
+        if self._recorder is not None:
+            self._recorder.decision(step, self.episode.clock.take())
+        return self._line(step, seconds), self._events(step)
 
     def _events(self, step: Step) -> list[Event]:
         return events_of(step, ROW, self.task.host.slot_config)
@@ -131,7 +163,18 @@ class Arm:
         """Evaluate on the test split: once, at the end."""
         test = evaluate(self.episode.population, self.task.data.test)
         loss, accuracy = float(test.loss_R[ROW]), float(test.accuracy_R[ROW])
+        if self._recorder is not None:
+            self._record_coalitions(self._recorder)
+            results = {"training_s": self.seconds, "test_loss_nats": loss, "test_accuracy": accuracy}
+            self._recorder.end("finished", results)
         return ArmResult(self.name, accuracy, _number(loss), self.parameters, self.seconds, self.episode.decision)
+
+    def _record_coalitions(self, recorder: RoundRecorder) -> None:
+        """What sets of the seeds are worth together: which of them need each other, which do the same."""
+        population, split = self.episode.population, self.task.data.reward_validation
+        enabled = coalitions_of(population.base[ROW])
+        row = np.full(len(enabled), ROW)
+        recorder.coalitions(row, enabled, coalition_losses(population, split, row, enabled), len(split.y))
 
     def _line(self, step: Step, seconds: float) -> DecisionLine:
         stage_S = step.slots["stage"][ROW]

@@ -1,10 +1,16 @@
-"""The story of one row: what was done to its slots, by whom, and why."""
+"""The story of a run: what was done to the slots, by whom, and why.
+
+Shapes: R rows, N transitions, C gate checks.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from esper.leyline.actions import (
     ALPHA_SPEEDS,
@@ -19,10 +25,38 @@ from esper.leyline.actions import (
 )
 from esper.leyline.checks import ALL_GATE_CHECKS, CHECK_TEXT, GATE_CHECKS, GATE_OF_STAGE, Check
 from esper.leyline.sites import SlotConfig
-from esper.leyline.stages import ADVANCE_TARGET, FOSSILIZABLE_STAGES, STEP_TABLE, WAITING_STAGES, Stage
+from esper.leyline.stages import (
+    ADVANCE_TARGET,
+    FOSSILIZABLE_STAGES,
+    STAGE_COUNT,
+    STEP_TABLE,
+    WAITING_STAGES,
+    Stage,
+)
 from esper.simic.episode import Step
 
 _OPS = frozenset(Op)
+_JUDGED_OPS = [int(op) for op in (Op.ADVANCE, Op.FOSSILIZE, Op.CULL)]
+_MOST_CLOCK_STEPS = len(WAITING_STAGES) + 1
+_GATE_OF_CHECK = np.array([int(gate) for gate, checks in GATE_CHECKS.items() for _ in checks])
+_IS_GATE_CHECK = np.array([check is Check.NONE or check in ALL_GATE_CHECKS for check in Check])
+
+
+def _by_stage(values: Mapping[int, int], other: int) -> np.ndarray:
+    """Lookup table over the values of `Stage`."""
+    return np.array([values.get(stage, other) for stage in range(STAGE_COUNT)])
+
+
+# Waiting stages have one way on; any other stage that the clock ends is that of a seed that faded out.
+_AFTER_CLOCK = _by_stage({s: int(STEP_TABLE[s]) for s in WAITING_STAGES}, int(Stage.CULLED))
+_GATE_BEFORE = _by_stage(
+    {
+        s: int(GATE_OF_STAGE[t])
+        for s, t in (*ADVANCE_TARGET.items(), *((s, Stage.FOSSILIZED) for s in FOSSILIZABLE_STAGES))
+    },
+    0,
+)
+"""The gate that a seed in a stage stands before, 0 for none: a cull asks none, this one says what the seed lacked."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +98,6 @@ class Event:
     detail: dict[str, Any]
     checks: tuple[CheckResult, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for a JSON line."""
-        return asdict(self)
-
     @property
     def reason(self) -> str:
         """The checks in words, the decisive one first."""
@@ -77,65 +107,131 @@ class Event:
         return "; ".join(_in_words(c) for c in ordered)
 
 
-def events_of(step: Step, row: int, slots: SlotConfig) -> list[Event]:
-    """What happened to one row in one decision, in order: the action first, then the clock."""
-    events = []
-    stages = step.stage_before_RS[row].copy()
-    op, slot = (int(step.action_RH[row, head]) for head in (Head.OP, Head.SLOT))
-    if op != Op.WAIT:
-        events.append(_action_event(step, row, op, slot, slots))
-        if 0 <= slot < slots.slots:
-            stages[slot] = step.after_R[row]
-    for number, slot_id in enumerate(slots.slot_ids):
-        now = Stage(int(step.slots["stage"][row, number]))
-        then = Stage(int(stages[number]))
-        while then is not now:
-            # A seed that faded out is culled by the clock; waiting stages have one way on.
-            following = STEP_TABLE[then] if then in WAITING_STAGES else Stage.CULLED
-            events.append(_clock_event(step.decision, slot_id, then, following))
-            then = following
-    return events
+@dataclass(frozen=True)
+class Transitions:
+    """Every transition of one decision that was asked for or that the clock made, by row, each row's in order.
+
+    Attributes
+    ----------
+    row, slot
+        Whose; the slot as it was named.
+    order
+        Within the row: 0 is the action, the clock follows.
+    seed, blueprint, operator
+        Of the seed, before the decision or, where it germinated, after it; seed -1 where there is none.
+    by_clock
+        Time made it; nobody asked.
+    op
+        What was asked for, WAIT where it was the clock.
+    before, after, accepted, refused_by
+        Stages, and what came of it (values of `Stage` and `Check`).
+    gate
+        Value of `Gate`: the one that was asked or, for a cull, that the seed stood before; 0 for none.
+    value_NC, passed_NC
+        What that gate's checks saw, in the order of `ALL_GATE_CHECKS`; NaN, and passed, for the checks of others.
+    """
+
+    row: np.ndarray
+    order: np.ndarray
+    slot: np.ndarray
+    seed: np.ndarray
+    blueprint: np.ndarray
+    operator: np.ndarray
+    by_clock: np.ndarray
+    op: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    accepted: np.ndarray
+    refused_by: np.ndarray
+    gate: np.ndarray
+    value_NC: np.ndarray
+    passed_NC: np.ndarray
 
 
-def _action_event(step: Step, row: int, op: int, slot: int, slots: SlotConfig) -> Event:
-    refused = Check(int(step.refused_by_R[row]))
-    accepted = bool(step.accepted_R[row])
-    named = 0 <= slot < slots.slots
-    return Event(
-        decision=step.decision,
-        slot=slots.slot_ids[slot] if named else f"slot {slot}",
-        actor="controller",
-        what=Op(op).name.lower() if op in _OPS else f"operation {op}",
-        before=Stage(int(step.before_R[row])).name,
-        after=Stage(int(step.after_R[row])).name,
-        accepted=accepted,
-        refused_by=None if accepted else refused.name,
-        detail=_choices(step, row, Op(op)) if op in _OPS else {},
-        checks=_gate_checks(step, row, op, slot) if named and _gate_was_asked(refused) else (),
+def transitions_of(step: Step) -> Transitions:
+    """What happened in one decision: each row's action first, then the clock."""
+    op_R, named_R = step.action_RH[:, Head.OP], step.action_RH[:, Head.SLOT]
+    stages = step.structure.stage.copy()
+    acted = np.flatnonzero(op_R != Op.WAIT)
+    exists_R = (named_R >= 0) & (named_R < stages.shape[1])
+    there = acted[exists_R[acted]]
+    stages[there, named_R[there]] = step.after_R[there]
+    moves = [(acted, named_R[acted], step.before_R[acted], step.after_R[acted])]
+    for _ in range(_MOST_CLOCK_STEPS):
+        row, slot = np.nonzero(stages != step.slots["stage"])
+        before = stages[row, slot]
+        stages[row, slot] = _AFTER_CLOCK[before]
+        moves.append((row, slot, before, stages[row, slot]))
+    every = np.concatenate([np.stack(move) for move in moves], 1)
+    by_clock = np.arange(every.shape[1]) >= len(acted)
+    # Stable: what the clock does to one slot stays in order.
+    sorting = np.lexsort((every[1] * by_clock, by_clock, every[0]))
+    (row, slot, before, after), by_clock = every[:, sorting], by_clock[sorting]
+    first_of_row = np.searchsorted(row, row)
+    acts_R = op_R != Op.WAIT
+    op = np.where(by_clock, int(Op.WAIT), op_R[row])
+    refused_by = np.where(by_clock, int(Check.NONE), step.refused_by_R[row])
+    exists = exists_R[row] | by_clock
+    at = row, np.where(exists, slot, 0)
+    gate = np.where(exists & np.isin(op, _JUDGED_OPS) & _IS_GATE_CHECK[refused_by], _GATE_BEFORE[before], 0)
+    theirs_NC = gate[:, None] == _GATE_OF_CHECK
+    germinated = step.structure.seed_id[at] < 0
+    after_slots = (step.slots[name][at] for name in ("seed_id", "blueprint", "operator"))
+    before_slots = (getattr(step.structure, name)[at] for name in ("seed_id", "blueprint", "operator"))
+    seed, blueprint, operator = (
+        np.where(germinated, new, old) for new, old in zip(after_slots, before_slots, strict=True)
+    )
+    return Transitions(
+        row=row,
+        order=np.arange(len(row)) - first_of_row + ~acts_R[row],
+        slot=slot,
+        seed=np.where(exists, seed, -1),
+        blueprint=blueprint,
+        operator=operator,
+        by_clock=by_clock,
+        op=op,
+        before=before,
+        after=after,
+        accepted=by_clock | step.accepted_R[row],
+        refused_by=refused_by,
+        gate=gate,
+        value_NC=np.where(theirs_NC, step.value_CRS[:, at[0], at[1]].T, np.nan),
+        passed_NC=step.passed_CRS[:, at[0], at[1]].T | ~theirs_NC,
     )
 
 
-def _clock_event(decision: int, slot: str, before: Stage, after: Stage) -> Event:
-    return Event(decision, slot, "clock", "clock", before.name, after.name, True, None, {}, ())
+def events_of(step: Step, row: int, slots: SlotConfig) -> list[Event]:
+    """What happened to one row in one decision, in order: the action first, then the clock."""
+    told = transitions_of(step)
+    return [_event(told, step, number, slots) for number in np.flatnonzero(told.row == row).tolist()]
 
 
-def _gate_was_asked(refused: Check) -> bool:
-    return refused is Check.NONE or refused in ALL_GATE_CHECKS
+def _event(told: Transitions, step: Step, number: int, slots: SlotConfig) -> Event:
+    row, slot, op = (int(column[number]) for column in (told.row, told.slot, told.op))
+    accepted, refused = bool(told.accepted[number]), Check(int(told.refused_by[number]))
+    clock = bool(told.by_clock[number])
+    known = op in _OPS
+    return Event(
+        decision=step.decision,
+        slot=slots.slot_ids[slot] if 0 <= slot < slots.slots else f"slot {slot}",
+        actor="clock" if clock else "controller",
+        what="clock" if clock else Op(op).name.lower() if known else f"operation {op}",
+        before=Stage(int(told.before[number])).name,
+        after=Stage(int(told.after[number])).name,
+        accepted=accepted,
+        refused_by=None if accepted else refused.name,
+        detail=_choices(step, row, Op(op)) if known else {},
+        checks=tuple(_check_result(told, step, number, at) for at in _checks_of(int(told.gate[number]))),
+    )
 
 
-def _gate_checks(step: Step, row: int, op: int, slot: int) -> tuple[CheckResult, ...]:
-    before = Stage(int(step.before_R[row]))
-    # A cull asks no gate; the gate that the seed stood before says what it lacked.
-    target = Stage.FOSSILIZED if before in FOSSILIZABLE_STAGES else ADVANCE_TARGET.get(before)
-    if op not in (Op.ADVANCE, Op.FOSSILIZE, Op.CULL) or target is None:
-        return ()
-    results = []
-    for check in GATE_CHECKS[GATE_OF_STAGE[target]]:
-        at = ALL_GATE_CHECKS.index(check)
-        value, limit = float(step.value_CRS[at, row, slot]), float(step.limit_C[at])
-        passed = bool(step.passed_CRS[at, row, slot])
-        results.append(CheckResult(check.name, _number(value), _number(limit), passed))
-    return tuple(results)
+def _checks_of(gate: int) -> list[int]:
+    return np.flatnonzero(gate == _GATE_OF_CHECK).tolist()
+
+
+def _check_result(told: Transitions, step: Step, number: int, at: int) -> CheckResult:
+    value, limit = float(told.value_NC[number, at]), float(step.limit_C[at])
+    return CheckResult(ALL_GATE_CHECKS[at].name, _number(value), _number(limit), bool(told.passed_NC[number, at]))
 
 
 def _choices(step: Step, row: int, op: Op) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from esper.tolaria.training import example_losses
 
 CHUNK = 128
 """Examples in one pass of an evaluation: the activations of 64 small hosts stay near the cache."""
+WHOLE_LATTICE = 5
+"""Seeds up to which every set of them is measured."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,28 @@ def coalition_losses(population: Population, split: Split, row: np.ndarray, enab
         others = np.flatnonzero(~is_base)[branches.order]
         mean_D[torch.from_numpy(others).to(loss_RE.device)] = branch_KE.mean(1)
     return mean_D[torch.from_numpy(inverse.reshape(-1)).to(loss_RE.device)]
+
+
+def coalitions_of(base_S: np.ndarray) -> np.ndarray:
+    """Sets of a row's seeds worth measuring at the end, bool [K, S].
+
+    Up to `WHOLE_LATTICE` seeds every set; beyond, those of at most two seeds, and those that lack at most one: enough
+    for what each adds first and last, and for the interaction of pairs.
+    """
+    seeds = np.flatnonzero(base_S)
+    count = len(seeds)
+    members = (
+        (np.arange(2**count)[:, None] >> np.arange(count)) & 1 if count <= WHOLE_LATTICE else _small_and_large(count)
+    )
+    sets = np.zeros((len(members), len(base_S)), dtype=bool)
+    sets[:, seeds] = members.astype(bool)
+    return sets
+
+
+def _small_and_large(count: int) -> np.ndarray:
+    one = np.eye(count, dtype=np.int64)
+    first, second = np.triu_indices(count, 1)
+    return np.concatenate((np.zeros((1, count), dtype=np.int64), one, one[first] + one[second], 1 - one, one[:1] | 1))
 
 
 def _losses(population: Population, split: Split, branches: Branches | None) -> tuple[Tensor, Tensor, Tensor]:

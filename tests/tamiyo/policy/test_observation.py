@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plain_observation import FLAG_OF, INF, NAN, WORTHS, mapped, plain_run, plain_slot, random_views
 
 from esper.leyline.stages import Stage
-from esper.leyline.view import Controller, PopulationView
+from esper.leyline.view import Controller, PopulationView, Scores
 from esper.tamiyo.controllers.registry import make_controller
 from esper.tamiyo.policy.features import HISTORY, RUN_FEATURES, RUNNING_FEATURES, SLOT_FEATURES, feature_table
 from esper.tamiyo.policy.observation import Observation, Observer
@@ -108,6 +108,10 @@ class Watcher:
     @property
     def flag(self) -> torch.Tensor | None:
         return self.inner.flag
+
+    @property
+    def scores(self) -> Scores | None:
+        return self.inner.scores
 
     def observe(self, view: PopulationView) -> None:
         self.seen.append(self.observer.observe(view))

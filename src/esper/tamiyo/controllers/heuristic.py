@@ -70,7 +70,7 @@ class HeuristicController:
         Where the views live.
     """
 
-    flag = None
+    flag = scores = None
 
     _view: PopulationView
 

@@ -17,7 +17,7 @@ class NeverController:
         Where the actions are wanted.
     """
 
-    flag = None
+    flag = scores = None
 
     def __init__(self, rows: int, *, device: torch.device | str = "cpu") -> None:
         self._wait = torch.full((rows, HEAD_COUNT), int(Op.WAIT), device=device)

@@ -40,7 +40,7 @@ class PeriodicController:
         Where the views live.
     """
 
-    flag = None
+    flag = scores = None
 
     _view: PopulationView
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from esper.leyline.actions import HEAD_COUNT
 from esper.leyline.streams import Stream
-from esper.leyline.view import PopulationView
+from esper.leyline.view import PopulationView, Scores
 from esper.tamiyo.policy.action_masks import ActionMasks, compute_batch_masks
 from esper.tamiyo.policy.network import Decision, FactoredRecurrentActorCritic
 from esper.tamiyo.policy.observation import Observation, Observer
@@ -52,6 +52,11 @@ class PolicyController:
     def flag(self) -> Tensor | None:
         """What was wrong with the last decision's masks or logits: see `Controller`."""
         return self.decision.flag
+
+    @property
+    def scores(self) -> Scores:
+        """Log-probabilities and value of the last decision."""
+        return Scores(self.decision.log_prob_RH, self.decision.value_R)
 
     def observe(self, view: PopulationView) -> None:
         """Take in the state and decide."""

@@ -27,7 +27,7 @@ class RandomController:
         Number of slots.
     """
 
-    flag = None
+    flag = scores = None
 
     _view: PopulationView
 

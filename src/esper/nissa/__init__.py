@@ -1,0 +1,1 @@
+"""Recording: the store of a run, its writer, and what deserves attention."""

@@ -1,0 +1,39 @@
+"""The schema of a run's store, and how a file is known to be one."""
+
+from __future__ import annotations
+
+import sqlite3
+from importlib.resources import files
+
+from esper.leyline.checks import ALL_GATE_CHECKS, CHECK_TEXT, GATE_CHECKS, Check
+
+STORE = "run.sqlite"
+"""Name of the store in a run's folder."""
+APPLICATION_ID = 0x45535052
+"""Marks a SQLite file as an Esper store ("ESPR")."""
+SCHEMA_VERSION = 1
+"""Goes up with every change of schema.sql."""
+
+QUANTITIES: dict[Check, str] = {
+    Check.HOST_LOSS: "host_loss_nats",
+    Check.TRAINING_DECISIONS: "training_decisions",
+    Check.GRADIENT_FINITE: "gradient_norm",
+    Check.GRADIENT_VANISHING: "gradient_ratio",
+    Check.GRADIENT_EXPLODING: "gradient_ratio",
+    Check.INCUBATOR_GAIN: "incubator_gain_nats",
+    Check.ALPHA_AT_TARGET: "alpha_distance",
+    Check.PROBATION_DECISIONS: "probation_decisions",
+    Check.CONTRIBUTION: "contribution_nats",
+}
+"""Column of `transition` that holds what a check measured."""
+
+
+def create(db: sqlite3.Connection) -> None:
+    """Make the tables of an empty file; not within a transaction."""
+    db.executescript(f"BEGIN; {files(__package__).joinpath('schema.sql').read_text()} COMMIT;")
+    gate_of = {check: gate.name for gate, checks in GATE_CHECKS.items() for check in checks}
+    checks = [(at, gate_of[c], c.name, QUANTITIES[c], CHECK_TEXT[c]) for at, c in enumerate(ALL_GATE_CHECKS)]
+    columns = "position, gate, check_name, quantity, meaning"
+    db.executemany(f"INSERT INTO gate_check ({columns}) VALUES (?, ?, ?, ?, ?)", checks)
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

@@ -1,0 +1,177 @@
+"""From decisions to columns of the run store: whole tables at once, no loop over rows.
+
+Shapes: R rows, S slots, H heads, O operations, C gate checks, N transitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from esper.leyline.actions import (
+    ALPHA_SPEEDS,
+    ALPHA_TARGETS,
+    HEADS_OF_OP,
+    TEMPOS,
+    Blueprint,
+    Curve,
+    Head,
+    Op,
+    Operator,
+    Style,
+)
+from esper.leyline.checks import ALL_GATE_CHECKS, CHECK_TEXT, Check, Gate
+from esper.leyline.stages import OCCUPIED_STAGES, STAGE_COUNT, Stage, stage_table
+from esper.nissa.schema import QUANTITIES
+from esper.simic.episode import Step
+from esper.simic.story import Transitions
+
+Columns = dict[str, Any]
+
+
+def _names(members: Mapping[int, str], count: int) -> np.ndarray:
+    """Object array: name of each value, None where there is none."""
+    return np.array([members.get(value) for value in range(count)], dtype=object)
+
+
+_OPS = _names({op: op.name.lower() for op in Op}, len(Op))
+_STAGES = _names({stage: stage.name for stage in Stage}, STAGE_COUNT)
+_CHECKS = _names({check: check.name for check in Check if check is not Check.NONE}, len(Check))
+_GATES = _names({gate: gate.name for gate in Gate}, max(Gate) + 1)
+_BLUEPRINTS = _names({b: b.name.lower() for b in Blueprint if b is not Blueprint.NOOP}, len(Blueprint))
+_OPERATORS = _names({o: o.name.lower() for o in Operator}, len(Operator))
+_CHOICES: dict[Head, tuple[str, np.ndarray]] = {
+    Head.BLUEPRINT: ("blueprint", _BLUEPRINTS),
+    Head.STYLE: ("style", _names({s: s.name.lower() for s in Style}, len(Style))),
+    Head.TEMPO: ("tempo_decisions", np.array(TEMPOS, dtype=object)),
+    Head.ALPHA_TARGET: ("alpha_target", np.array(ALPHA_TARGETS, dtype=object)),
+    Head.ALPHA_SPEED: ("alpha_speed_decisions", np.array(ALPHA_SPEEDS, dtype=object)),
+    Head.ALPHA_CURVE: ("alpha_curve", _names({c: c.name.lower() for c in Curve}, len(Curve))),
+}
+"""Column of each choice behind operation and slot, and what its values stand for."""
+_USED_OH = np.array([[head in HEADS_OF_OP[op] for head in Head] for op in Op])
+_OP_BITS = 2 ** np.arange(len(Op))
+_OCCUPIED = stage_table(OCCUPIED_STAGES).numpy()
+_REASONS = _names(
+    {check: CHECK_TEXT[check] for check in Check if check not in (Check.NONE, *ALL_GATE_CHECKS)}, len(Check)
+)
+_CLOCK_REASONS = _names(
+    {
+        Stage.BLENDING: "it faded out",
+        Stage.CULLED: "its seed is gone",
+        Stage.EMBARGOED: "its rest is over",
+        Stage.RESETTING: "it is free again",
+    },
+    STAGE_COUNT,
+)
+"""Why the clock moved a slot on, by the stage that it left."""
+
+
+def decision_columns(step: Step) -> Columns:
+    """Columns of `decision`, one row for each host."""
+    op_R = step.action_RH[:, Head.OP]
+    known_R = (op_R >= 0) & (op_R < len(Op))
+    used_RH = _USED_OH[np.where(known_R, op_R, int(Op.WAIT))]
+    p_RH = np.where(used_RH, np.exp(step.log_prob_RH.astype(float)).clip(max=1.0), np.nan)
+    choices = {
+        name: _look_up(table, step.action_RH[:, head], used_RH[:, head]) for head, (name, table) in _CHOICES.items()
+    }
+    return {
+        "row": np.arange(len(op_R)),
+        "legal_ops": step.legal_RO @ _OP_BITS,
+        "op": _op_names(op_R),
+        "slot": _or_null(used_RH[:, Head.SLOT], step.action_RH[:, Head.SLOT]),
+        **choices,
+        **{f"p_{head.name.lower()}": p_RH[:, head] for head in Head},
+        "accepted": step.accepted_R.astype(int),
+        "refused_by": _CHECKS[step.refused_by_R],
+        "value": step.value_R.astype(float),
+        "train_loss_nats": step.train_loss_R.astype(float),
+        "val_loss_nats": step.val_loss_R.astype(float),
+        "val_accuracy": step.val_accuracy_R.astype(float),
+    }
+
+
+def slot_columns(step: Step) -> Columns:
+    """Columns of `slot`, one row for each seed."""
+    row, slot = np.nonzero(_OCCUPIED[step.slots["stage"]])
+    of = {name: array[row, slot] for name, array in step.slots.items()}
+    reals = ("alpha", "alpha_target", "gradient_norm", "gradient_ratio")
+    measured = ("contribution", "contribution_se", "incubator_gain", "incubator_gain_se")
+    return {
+        "row": row,
+        "slot": slot,
+        "seed": of["seed_id"],
+        "stage": _STAGES[of["stage"]],
+        "blueprint": _BLUEPRINTS[of["blueprint"]],
+        "operator": _OPERATORS[of["operator"]],
+        "age_decisions": of["age"],
+        "stage_age_decisions": of["stage_age"],
+        "parameters": of["parameters"],
+        # Every contribution is measured after every decision.
+        "contribution_age_decisions": _or_null(~np.isnan(of["contribution"]), np.zeros_like(row)),
+        **{name: of[name].astype(float) for name in reals},
+        **{f"{name}_nats": of[name].astype(float) for name in measured},
+    }
+
+
+def transition_columns(told: Transitions) -> Columns:
+    """Columns of `transition`."""
+    seed = told.seed >= 0
+    quantities: dict[str, np.ndarray] = {}
+    for at, check in enumerate(ALL_GATE_CHECKS):
+        before = quantities.get(QUANTITIES[check], np.nan)
+        value_N = told.value_NC[:, at].astype(float)
+        quantities[QUANTITIES[check]] = np.where(np.isnan(value_N), before, value_N)
+    return {
+        "row": told.row,
+        "step": told.order,
+        "slot": told.slot,
+        "seed": _or_null(seed, told.seed),
+        "blueprint": _or_null(seed, _BLUEPRINTS[told.blueprint]),
+        "operator": _or_null(seed, _OPERATORS[told.operator]),
+        "actor": np.where(told.by_clock, "clock", "controller").astype(object),
+        "op": np.where(told.by_clock, "clock", _op_names(told.op)),
+        "before": _STAGES[told.before],
+        "after": _STAGES[told.after],
+        "allowed": told.accepted.astype(int),
+        "gate": _GATES[told.gate],
+        "refused_by": _CHECKS[told.refused_by],
+        "failed_checks": _failed(told.passed_NC),
+        "reason": np.where(told.by_clock, _CLOCK_REASONS[told.before], _REASONS[told.refused_by]),
+        **quantities,
+    }
+
+
+def _failed(passed_NC: np.ndarray) -> np.ndarray:
+    """Names of the checks that failed, joined by commas; few combinations ever occur."""
+    names = [check.name for check in ALL_GATE_CHECKS]
+    distinct, inverse = np.unique(~passed_NC, axis=0, return_inverse=True)
+    texts = [
+        ",".join(name for name, failed in zip(names, row, strict=True) if failed) or None for row in distinct.tolist()
+    ]
+    named: np.ndarray = np.array([*texts, None], dtype=object)[inverse.reshape(-1)]
+    return named
+
+
+def _look_up(table: np.ndarray, index: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """What choices stand for; None where the head does not apply or the choice does not exist."""
+    exists = used & (index >= 0) & (index < len(table))
+    return _or_null(exists, table[np.where(exists, index, 0)])
+
+
+def _or_null(there: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Keep the values that are there; None elsewhere."""
+    kept = np.full(there.shape, None, dtype=object)
+    kept[there] = values[there]
+    return kept
+
+
+def _op_names(op: np.ndarray) -> np.ndarray:
+    known = (op >= 0) & (op < len(Op))
+    names: np.ndarray = _OPS[np.where(known, op, 0)]
+    for at in np.flatnonzero(~known).tolist():
+        names[at] = f"operation {op[at]}"
+    return names

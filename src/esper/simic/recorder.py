@@ -1,0 +1,196 @@
+"""Recording a run: what each round, decision and end of an episode puts into the run store.
+
+Rows are made in the store's own thread; the run itself only queues them.
+
+Shapes: R rows, S slots, B blueprints, O operators, K coalitions.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from esper.kasmina.blueprints.registry import seed_cost
+from esper.leyline.actions import Blueprint, Operator
+from esper.leyline.clock import Spent
+from esper.leyline.config import RunConfig
+from esper.leyline.stages import BLENDED_STAGES, Stage, stage_table
+from esper.nissa.machine import hardware, software
+from esper.nissa.store import RunStore
+from esper.nissa.writer import Change, Rows
+from esper.simic.columns import Columns, decision_columns, slot_columns, transition_columns
+from esper.simic.episode import Episode, Step
+from esper.simic.story import transitions_of
+
+_BLENDED = stage_table(BLENDED_STAGES).numpy()
+
+
+def run_columns(config: RunConfig, command: str, planned_decisions: int) -> Columns:
+    """Columns of `run` that are known at the start."""
+    return {
+        "run_id": secrets.token_hex(8),
+        "command": command,
+        "task": config.task,
+        "host": config.host,
+        "controller": config.controller,
+        "seed": config.seed,
+        "config": config.model_dump_json(),
+        "level": config.recording.record,
+        "planned_decisions": planned_decisions,
+        **software(),
+        **hardware(config.device),
+    }
+
+
+class RoundRecorder:
+    """Records one round: the episodes of one population.
+
+    Parameters
+    ----------
+    store
+        Where to.
+    number
+        Of the round.
+    episode
+        Its population, before the first decision.
+    purpose, arm, controller
+        See `round` in the schema.
+    twin_round
+        Round of the twins of its rows, if they have any; the twin of a row has the same place there.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        number: int,
+        episode: Episode,
+        *,
+        purpose: str,
+        arm: str,
+        controller: str,
+        twin_round: int | None = None,
+    ) -> None:
+        self._store, self._number, self._episode = store, number, episode
+        self._full = episode.config.recording.record == "full"
+        self._step: Step | None = None
+        population, training = episode.population, episode.config.training
+        rows, host = population.rows, episode.task.host
+        self._parameters, self._cost_SBO = host.body.parameter_count, _cost_table(episode)
+        self._price = episode.config.price
+        self._episodes: Columns = {
+            "round": number,
+            "row": np.arange(rows),
+            "row_id": population.init_id_R.cpu().numpy(),
+            "twin_round": twin_round,
+            "twin_row": None if twin_round is None else np.arange(rows),
+            "price_nats": self._price,
+            "learning_rate": episode.config.optimizer.learning_rate,
+            "host_parameters": self._parameters,
+            "host_multiply_adds": host.cost(),
+        }
+        begin = {
+            "round": [number],
+            "purpose": purpose,
+            "arm": arm,
+            "controller": controller,
+            "grows": int(controller != "never"),
+            "rows": rows,
+            "horizon_decisions": training.horizon,
+            "updates_per_decision": training.updates_per_decision,
+            "started_unix_s": time.time(),
+            "decisions": 0,
+        }
+        started = Rows("episode", self._episodes | {"status": "running"})
+        store.add(1 + rows, lambda: [Rows("round", begin), started])
+
+    def decision(self, step: Step, spent: Mapping[str, Spent]) -> None:
+        """Record a decision, and what the phases have taken since the last one."""
+        self._step = step
+        rows, slots = step.structure.stage.shape
+        self._store.add(rows * (2 + slots), lambda: self._decision_writes(step))
+        self._store.time(self._number, 1, spent)
+
+    def coalitions(self, row: np.ndarray, enabled: np.ndarray, loss_K: Tensor, examples: int) -> None:
+        """Record losses [K] of rows [K] with sets of their seeds [K, S]."""
+        columns = {
+            "round": self._number,
+            "decision": self._step.decision if self._step else 0,
+            "row": row,
+            "coalition": enabled @ 2 ** np.arange(enabled.shape[1]),
+            "loss_nats": loss_K.cpu().numpy().astype(float),
+            "examples": examples,
+        }
+        self._store.add(len(row), lambda: [Rows("contribution", columns)])
+
+    def end(self, status: str, results: Mapping[str, Any]) -> None:
+        """Record how the episodes ended, and wait until it is written.
+
+        Parameters
+        ----------
+        status, results
+            Columns of `episode`, those of the end that the decisions do not tell.
+        """
+        ended = time.time()
+        columns = self._episodes | {"status": status, **self._growth(), **results}
+        writes: list[Rows | Change] = [
+            Rows("episode", columns, replace=True),
+            Change("round", {"ended_unix_s": ended}, {"round": self._number}),
+        ]
+        self._store.add(len(self._episodes["row"]), lambda: writes)
+        self._store.flush()
+
+    def _growth(self) -> Columns:
+        """Columns of `episode` that the last decision tells."""
+        step = self._step
+        if step is None:
+            return {"decisions": 0}
+        slots = step.slots
+        in_pass_RS = _BLENDED[slots["stage"]] & (slots["alpha"] > 0)
+        cost_RS = self._cost_SBO[np.arange(in_pass_RS.shape[1]), slots["blueprint"], slots["operator"]]
+        added_R = (slots["parameters"] * in_pass_RS).sum(1)
+        return {
+            "decisions": step.decision + 1,
+            "added_parameters": added_R,
+            "added_multiply_adds": (cost_RS * in_pass_RS).sum(1),
+            "committed_seeds": (slots["stage"] == Stage.FOSSILIZED).sum(1),
+            "rent_nats": self._price * np.log1p(added_R / self._parameters),
+            "val_loss_nats": step.val_loss_R.astype(float),
+            "val_accuracy": step.val_accuracy_R.astype(float),
+        }
+
+    def _decision_writes(self, step: Step) -> list[Rows | Change]:
+        at = {"round": self._number, "decision": step.decision}
+        means = {
+            "train_loss_nats": _mean(step.train_loss_R),
+            "val_loss_nats": _mean(step.val_loss_R),
+            "val_accuracy": _mean(step.val_accuracy_R),
+        }
+        writes: list[Rows | Change] = [
+            Change("round", {"decisions": step.decision + 1, **means}, {"round": self._number}),
+            Rows("transition", at | transition_columns(transitions_of(step))),
+        ]
+        if self._full:
+            writes += [Rows("decision", at | decision_columns(step)), Rows("slot", at | slot_columns(step))]
+        return writes
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean of the finite values; None where there are none."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean(dtype=np.float64)) if len(finite) else None
+
+
+def _cost_table(episode: Episode) -> np.ndarray:
+    """Multiply-adds [S, B, O] of every seed that fits, 0 elsewhere."""
+    fits_SB = episode.population.fits_SB.cpu().numpy()
+    table = np.zeros((*fits_SB.shape, len(Operator)), dtype=np.int64)
+    for slot, site in enumerate(episode.task.host.slot_config.sites):
+        for blueprint in np.flatnonzero(fits_SB[slot]).tolist():
+            for operator in Operator:
+                table[slot, blueprint, operator] = seed_cost(Blueprint(blueprint), operator, site)
+    return table
