@@ -11,10 +11,7 @@ COMMAND = [sys.executable, "-m", "esper.scripts.main"]
 SHORT = ("--horizon", "6", "--updates-per-decision", "2")
 # Random decides something in nearly every decision, whatever is learned.
 LIVELY = ("--task", "digits-mlp", "--controller", "random", "--horizon", "12", "--updates-per-decision", "1")
-RUN_FILES = [
-    *("config.json", "events.jsonl", "history.jsonl"),
-    *("model.json", "model.py", "model.safetensors", "result.json"),
-]
+RUN_FILES = ["config.json", "model.json", "model.py", "model.safetensors", "run.sqlite"]
 ARMS = ("grown", "host alone", "everything from the start")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 

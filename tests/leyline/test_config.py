@@ -11,6 +11,7 @@ from esper.leyline.config import (
     GrowthConfig,
     HostConfig,
     OptimizerConfig,
+    RecordConfig,
     RunConfig,
     TaskConfig,
     TrainingConfig,
@@ -25,6 +26,7 @@ MODELS = {
     GateConfig: {},
     GrowthConfig: {},
     TrainingConfig: {},
+    RecordConfig: {},
     RunConfig: {},
     TaskConfig: TASK,
 }
@@ -108,6 +110,8 @@ def test_no_count_may_be_negative_or_broken(model, name, value):
         (TrainingConfig, "horizon", 0),
         (TrainingConfig, "updates_per_decision", 0),
         (TrainingConfig, "batch_size", 0),
+        (RecordConfig, "record", "all"),
+        (RecordConfig, "record_error", "ignore"),
         (RunConfig, "seed", -1),
         (RunConfig, "seed", 2**63),  # does not fit an int64 column
         (RunConfig, "host", "large"),

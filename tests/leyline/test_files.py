@@ -5,15 +5,12 @@ import errno
 import os
 import resource
 import stat
-import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from esper.leyline.errors import EsperError
-from esper.leyline.files import LineFile, write_atomic
+from esper.leyline.files import write_atomic
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -71,9 +68,7 @@ def test_permissions_follow_the_umask(tmp_path, mask):
     with umask(mask):
         write_atomic(path, b"x")
         write_atomic(path, b"y")
-        LineFile(tmp_path / "lines").__exit__(None, None, None)
-    for written in (path, tmp_path / "lines"):
-        assert stat.S_IMODE(written.stat().st_mode) == 0o666 & ~mask
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
 
 
 def test_synced_before_it_is_renamed(tmp_path, monkeypatch):
@@ -208,99 +203,8 @@ def test_where_nothing_can_be_written(tmp_path):
         with pytest.raises(EsperError) as caught:
             write_atomic(path, b"x")
         is_one_clear_line(caught, path)
-        with pytest.raises(EsperError) as caught:
-            LineFile(path)
-        is_one_clear_line(caught, path)
     assert names(tmp_path) == ["a file", "a folder"]
     assert names(a_folder) == []
-
-
-def test_lines(tmp_path):
-    path = tmp_path / "lines"
-    path.write_text("an earlier run\n")
-    with LineFile(path) as lines:
-        assert path.read_bytes() == b""
-        for count, line in enumerate(["first", "", "zweite ± µ"], start=1):
-            lines.write(line)
-            # Every line is in the file as soon as it is written: a reader need not wait for the end.
-            assert path.read_bytes().count(b"\n") == count
-    assert path.read_text(encoding="utf-8") == "first\n\nzweite ± µ\n"
-
-
-def test_closed_behind_the_with_block(tmp_path):
-    with LineFile(tmp_path / "lines") as lines:
-        pass
-    with pytest.raises(ValueError, match="closed"):
-        lines.write("too late")
-
-
-@given(st.lists(st.text(st.characters(exclude_characters="\n", codec="utf-8"), max_size=60), max_size=20), st.data())
-def test_a_line_that_does_not_fit_leaves_nothing(texts, data):
-    whole = [f"{text}\n".encode() for text in texts]
-    limit = data.draw(st.integers(1, sum(map(len, whole)) + 1))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "lines"
-        fitted = b""
-        with LineFile(path) as lines, file_size_limit(limit):
-            for text, line in zip(texts, whole, strict=True):
-                if len(fitted) + len(line) <= limit:
-                    lines.write(text)
-                    fitted += line
-                    continue
-                with pytest.raises(EsperError) as caught:
-                    lines.write(text)
-                is_one_clear_line(caught, path)
-                break
-        assert path.read_bytes() == fitted
-
-
-def test_goes_on_after_a_line_that_did_not_fit(tmp_path):
-    path = tmp_path / "lines"
-    with LineFile(path) as lines:
-        lines.write("first")
-        with file_size_limit(20), pytest.raises(EsperError):
-            lines.write("x" * 100)
-        lines.write("second")
-        lines.write("third")
-    assert path.read_bytes() == b"first\nsecond\nthird\n"
-
-
-class ShortWrites:
-    """A raw file that takes a few bytes at a time, and fails when it holds `room` of them."""
-
-    def __init__(self, file, room):
-        self._file, self._room = file, room
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-    def write(self, data):
-        if self._file.tell() >= self._room:
-            raise NO_SPACE
-        return self._file.write(data[: min(3, self._room - self._file.tell())])
-
-
-def test_short_writes_make_whole_lines(tmp_path, monkeypatch):
-    path = tmp_path / "lines"
-    opened = Path.open
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", lambda self, *a, **k: ShortWrites(opened(self, *a, **k), 20))
-        lines = LineFile(path)
-    with lines:
-        lines.write("a first line")
-        with pytest.raises(EsperError) as caught:
-            lines.write("a second line")
-    is_one_clear_line(caught, path)
-    assert path.read_bytes() == b"a first line\n"
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_a_device_that_is_always_full():
-    path = Path("/dev/full")
-    with LineFile(path) as lines, pytest.raises(EsperError) as caught:
-        lines.write("x")
-    is_one_clear_line(caught, path)
-    assert os.strerror(errno.ENOSPC) in str(caught.value)
 
 
 def test_an_error_without_a_text_of_the_system(tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ from helpers.command import (
     process,
     snapshot,
 )
+from helpers.stored import check_whole, column, facts, stored
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["grow", "--help"], ["tasks", "-h"]])
@@ -90,14 +91,6 @@ def test_doctor_finds_a_full_disk(capsys, monkeypatch):
     assert "No space left on device" in out
 
 
-def no_nan(constant):
-    raise AssertionError(f"{constant} in the file")
-
-
-def lines_of(path):
-    return [json.loads(line, parse_constant=no_nan) for line in path.read_text().splitlines()]
-
-
 def test_a_whole_run_on_a_pipe(home):
     code, out, err = process("grow", *LIVELY, "--out", "run")
     assert (code, err) == (0, "")
@@ -117,24 +110,30 @@ def test_a_whole_run_on_a_pipe(home):
             )
     # One line for each event, in order, with its reason where a gate was asked.
     told = [line for line in lines if re.match(r" +\d+  r0c\d  ", line)]
-    events = lines_of(home / "run" / "events.jsonl")
+    store = home / "run" / "run.sqlite"
+    events = stored(store, "SELECT * FROM transition ORDER BY round, decision, row, step")
     assert len(told) == len(events) > 0
+    assert {event["round"] for event in events} == {0}
     for line, event in zip(told, events, strict=True):
-        assert line.split()[:2] == [str(event["decision"] + 1), event["slot"]]
-        assert ("[" in line) == bool(event["checks"] or event["refused_by"])
+        assert line.split()[:2] == [str(event["decision"] + 1), f"r0c{event['slot']}"]
+        assert ("[" in line) == bool(event["gate"] or event["refused_by"])
+        assert ("refused in" in line) == (not event["allowed"])
         assert event["after"] in line
     assert any("refused" in line for line in told)
     # The three networks.
     table = re.findall(r"│ (\w[\w ]+?) +│ +(\d+\.\d)% │ +([\d.]+) │ +([\d,]+) │ +[\d.]+ │", out)
-    result = json.loads((home / "run" / "result.json").read_text(), parse_constant=no_nan)
-    assert [row[0] for row in table] == [arm["arm"] for arm in result["arms"]] == list(ARMS)
-    for row, arm in zip(table, result["arms"], strict=True):
-        assert row[1:] == (f"{arm['test_accuracy'] * 100:.1f}", f"{arm['test_loss']:.3f}", f"{arm['parameters']:,}")
-    assert result["status"] == "finished"
+    arms = stored(store, "SELECT * FROM round JOIN episode USING (round) ORDER BY round")
+    assert [row[0] for row in table] == [arm["arm"] for arm in arms] == list(ARMS)
+    for row, arm in zip(table, arms, strict=True):
+        parameters = arm["host_parameters"] + arm["added_parameters"]
+        assert row[1:] == (f"{arm['test_accuracy'] * 100:.1f}", f"{arm['test_loss_nats']:.3f}", f"{parameters:,}")
+        assert arm["status"] == "finished"
+    assert column(store, "SELECT status FROM run") == ["finished"]
+    check_whole(store)
     assert lines[-1] == "Saved in run. Load it without Esper: python run/model.py"
     # And so it does.
     model = subprocess.run([sys.executable, "run/model.py"], capture_output=True, text=True, check=True, timeout=120)
-    assert model.stdout.endswith(f"{result['arms'][0]['parameters']:,} parameters\n")
+    assert model.stdout.endswith(f"{arms[0]['host_parameters'] + arms[0]['added_parameters']:,} parameters\n")
 
 
 def test_one_line_of_progress_is_one_line(capsys, monkeypatch):
@@ -157,13 +156,6 @@ def test_the_default_folder_names_the_run(home, capsys):
     assert "Saved in runs/digits-mlp-ample-never-seed7." in out
 
 
-def untimed(value):
-    """Give a record without its seconds."""
-    if isinstance(value, dict):
-        return {key: untimed(item) for key, item in value.items() if key != "seconds"}
-    return [untimed(item) for item in value] if isinstance(value, list) else value
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -178,13 +170,14 @@ def test_the_config_of_a_run_repeats_it_bit_for_bit(home, capsys, arguments):
     assert in_process(capsys, "grow", *arguments, "--out", "first")[0] == 0
     assert in_process(capsys, "grow", "--config", "first/config.json", "--out", "second")[0] == 0
     first, second = snapshot(home / "first"), snapshot(home / "second")
-    for name in ("config.json", "model.safetensors", "model.json", "model.py", "events.jsonl"):
+    assert sorted(first) == sorted(second) == RUN_FILES
+    for name in set(RUN_FILES) - {"run.sqlite"}:
         assert first[name] == second[name], name
-    assert [untimed(line) for line in lines_of(home / "first" / "history.jsonl")] == [
-        untimed(line) for line in lines_of(home / "second" / "history.jsonl")
-    ]
-    results = [untimed(json.loads(files["result.json"])) for files in (first, second)]
-    assert results[0] == results[1]
+    first, second = (facts(home / name / "run.sqlite") for name in ("first", "second"))
+    for table in first:
+        assert first[table] == second[table], table
+    for table in ("run", "round", "episode", "decision", "gate_check"):
+        assert first[table], table
 
 
 def test_a_config_of_its_own_process_repeats_it_too(home, capsys):
@@ -216,7 +209,9 @@ def test_replace_overwrites_an_earlier_run(home, capsys):
         arguments = ("--task", "digits-mlp", *SHORT, "--seed", seed, "--out", "run", "--replace")
         assert in_process(capsys, "grow", *arguments)[0] == 0
     assert json.loads((home / "run" / "config.json").read_text())["seed"] == 1
-    assert len(lines_of(home / "run" / "history.jsonl")) == 6
+    store = home / "run" / "run.sqlite"
+    assert column(store, "SELECT seed FROM run") == [1]
+    assert column(store, "SELECT decision FROM decision WHERE round = 0") == list(range(6))
 
 
 def test_a_page_without_arrows(home):

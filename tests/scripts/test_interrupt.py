@@ -1,6 +1,5 @@
 """Ctrl-C: the first ends a run after its decision and keeps what was done, the second ends it at once."""
 
-import json
 import os
 import re
 import shlex
@@ -13,6 +12,8 @@ import pytest
 from esper.leyline.config import RunConfig
 from esper.scripts.grow import INTERRUPTED, _Interrupt
 from esper.scripts.main import main
+from helpers.command import RUN_FILES
+from helpers.stored import check_whole, column, stored
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 # Longer than any test: it ends because it is told to.
@@ -42,11 +43,15 @@ def wait_for(run, words):
     raise AssertionError(f"{words!r} never came: {read}{run.stderr.read()}")
 
 
-def strict(text):
-    def refuse(constant):
-        raise AssertionError(f"{constant} in the file")
+def made(store, number=0):
+    """Give the numbers of the decisions that a store holds of a round."""
+    return column(store, "SELECT decision FROM decision WHERE round = ? ORDER BY decision", number)
 
-    return json.loads(text, parse_constant=refuse)
+
+def ends(store):
+    """Give the arms of a store with how they ended and after how many decisions."""
+    rows = stored(store, "SELECT arm, status, episode.decisions FROM round JOIN episode USING (round) ORDER BY round")
+    return [tuple(row.values()) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +77,18 @@ def test_exit_code(stopped):
 
 def test_the_folder_holds_what_was_done(stopped):
     folder, *_ = stopped
-    assert sorted(path.name for path in folder.iterdir()) == [
-        *("config.json", "events.jsonl", "history.jsonl"),
-        *("model.json", "model.py", "model.safetensors", "result.json"),
-    ]
-    result = strict((folder / "result.json").read_text())
-    assert (result["status"], result["arm"], result["arms"]) == ("interrupted", "grown", [])
-    history, events = (
-        [strict(line) for line in (folder / name).read_text().splitlines()]
-        for name in ("history.jsonl", "events.jsonl")
-    )
-    assert 10 <= len(history) == result["decisions"] < 100_000
-    assert [line["decision"] for line in history] == list(range(len(history)))
-    assert all(event["decision"] < len(history) for event in events)
+    assert sorted(path.name for path in folder.iterdir()) == RUN_FILES
+    store = folder / "run.sqlite"
+    check_whole(store)
+    decisions = len(made(store))
+    assert 10 <= decisions < 100_000
+    assert made(store) == list(range(decisions))
+    assert stored(store, "SELECT status, status_reason FROM run") == [{"status": "interrupted", "status_reason": None}]
+    assert ends(store) == [("grown", "interrupted", decisions)]
+    # No arm was finished, so none was tested.
+    assert column(store, "SELECT test_accuracy FROM episode") == [None]
+    events = column(store, "SELECT decision FROM transition")
+    assert all(decision < decisions for decision in events)
     assert events
     config = RunConfig.model_validate_json((folder / "config.json").read_text())
     assert (config.controller, config.training.horizon) == ("random", 100_000)
@@ -95,27 +99,34 @@ def test_the_model_of_the_last_decision_loads(stopped):
     model = subprocess.run(
         [sys.executable, "-I", str(folder / "model.py")], capture_output=True, text=True, check=True, timeout=120
     )
-    last = strict((folder / "history.jsonl").read_text().splitlines()[-1])
-    assert model.stdout.endswith(f"{last['parameters']:,} parameters\n")
+    store = folder / "run.sqlite"
+    (host,) = column(store, "SELECT host_parameters FROM episode")
+    # Those of the seeds in the forward pass after the last decision, from where it is told seed by seed.
+    last = "decision = (SELECT max(decision) FROM decision)"
+    blended = "stage IN ('BLENDING', 'PROBATIONARY', 'FOSSILIZED') AND alpha > 0"
+    (added,) = column(store, f"SELECT coalesce(sum(parameters), 0) FROM slot WHERE {last} AND {blended}")
+    assert column(store, "SELECT added_parameters FROM episode") == [added]
+    assert model.stdout.endswith(f"{host + added:,} parameters\n")
 
 
 def test_the_message_says_where_it_is_and_how_to_run_it_again(stopped, monkeypatch, capsys):
     folder, _, out, _ = stopped
     message = out.splitlines()[-1]
-    decisions = strict((folder / "result.json").read_text())["decisions"]
+    (decisions,) = column(folder / "run.sqlite", "SELECT decisions FROM episode")
     assert message.startswith(f"Stopped after decision {decisions} of 100000 (grown). ")
-    assert "Kept in a run: history, events and the model so far. " in message
+    assert "Kept in a run: the record and the model so far. " in message
     # What it says to type does run, from the same place.
     command = shlex.split(re.search(r"run it again with: (.*)$", message)[1])
     assert command[:3] == ["esper", "grow", "--config"]
     monkeypatch.chdir(folder.parent)
     assert main([*command[1:], "--horizon", "2"]) == 0
     again = folder.parent / command[command.index("--out") + 1]
-    assert strict((again / "result.json").read_text())["status"] == "finished"
+    assert column(again / "run.sqlite", "SELECT status FROM run") == ["finished"]
     assert str(again.name) in capsys.readouterr().out
-    first = [strict(f.read_text().splitlines()[0]) for f in (folder / "history.jsonl", again / "history.jsonl")]
+    at_first = "SELECT train_loss_nats FROM decision WHERE (round, decision) = (0, 0)"
+    first = [column(path / "run.sqlite", at_first) for path in (folder, again)]
     # The schedule is another one; the initialisation and the data are not.
-    assert first[0]["train_loss"] == first[1]["train_loss"]
+    assert first[0] == first[1] != []
 
 
 # Says when it is in the middle of a decision, and when it was asked to stop. Its own arguments: the decision, the
@@ -171,13 +182,12 @@ def test_the_second_ends_at_once(tmp_path):
     assert err == "esper: stopped at once\n"
     assert "Traceback" not in out
     # What was written is whole: the decisions before, but for the last one, which is told with the next.
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "config.json",
-        "events.jsonl",
-        "history.jsonl",
-    ]
-    history = [strict(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
-    assert [line["decision"] for line in history] == [0]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "run.sqlite"]
+    store = tmp_path / "run" / "run.sqlite"
+    check_whole(store)
+    assert made(store) == [0]
+    ended = {"status": "interrupted", "status_reason": "stopped at once"}
+    assert stored(store, "SELECT status, status_reason FROM run") == [ended]
 
 
 @pytest.mark.parametrize("at", [0, 3])
@@ -185,8 +195,10 @@ def test_the_decision_in_which_it_came_is_finished(tmp_path, at):
     run = interrupted_in(tmp_path, at, "RandomController")
     out, err = run.communicate(timeout=120)
     assert (run.returncode, err) == (INTERRUPTED, "")
-    history = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
-    assert len(history) == at + 1
+    store = tmp_path / "run" / "run.sqlite"
+    check_whole(store)
+    assert made(store) == list(range(at + 1))
+    assert column(store, "SELECT status FROM run") == ["interrupted"]
     assert f"Stopped after decision {at + 1} of 4 (grown)." in out
     assert (tmp_path / "run" / "model.safetensors").exists()
 
@@ -196,10 +208,13 @@ def test_while_a_control_trains_the_grown_network_is_kept_whole(tmp_path):
     out, err = run.communicate(timeout=120)
     assert (run.returncode, err) == (INTERRUPTED, "")
     assert "Stopped after decision 2 of 4 (host alone)." in out
-    result = strict((tmp_path / "run" / "result.json").read_text())
-    assert (result["status"], result["arm"], result["decisions"]) == ("interrupted", "host alone", 2)
-    assert [arm["arm"] for arm in result["arms"]] == ["grown"]
-    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 4
+    store = tmp_path / "run" / "run.sqlite"
+    check_whole(store)
+    assert column(store, "SELECT status FROM run") == ["interrupted"]
+    assert ends(store) == [("grown", "finished", 4), ("host alone", "interrupted", 2)]
+    assert column(store, "SELECT round FROM episode WHERE test_accuracy IS NOT NULL") == [0]
+    assert made(store) == [0, 1, 2, 3]
+    assert made(store, 1) == [0, 1]
     # The one network that was finished is shown.
     assert "Test split" in out
     assert re.search(r"grown +│ +\d+\.\d%", out)

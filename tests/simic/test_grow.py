@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,9 +12,12 @@ from esper.kasmina.export import export_row
 from esper.leyline.actions import Blueprint, Operator
 from esper.leyline.config import OptimizerConfig
 from esper.leyline.stages import OCCUPIED_STAGES, Stage
+from esper.nissa.store import RunStore
 from esper.simic.grow import ARMS, ROW, Arm, SlotLine
+from esper.simic.recorder import run_columns
 from helpers.episodes import OPEN_GATES, TASK_NAMES, Script, run_config, task_of
 from helpers.growing import act, germinate
+from helpers.stored import column, stored
 
 TASK = "mnist1d-mlp"
 SLOTS = 3
@@ -38,7 +41,7 @@ def go(arm, stopped=lambda: False):
 
 def numbers(line):
     """Everything a line says but its time."""
-    return {name: value for name, value in line.to_dict().items() if name != "seconds"}
+    return {name: value for name, value in asdict(line).items() if name != "seconds"}
 
 
 def test_the_arms():
@@ -59,7 +62,7 @@ def test_lines_come_one_for_each_decision(name):
         assert all(math.isfinite(value) for value in (line.train_loss, line.val_loss))
         assert 0 <= line.val_accuracy <= 1
         assert [slot.slot for slot in line.slots] == ["r0c0", "r0c1", "r0c2"]
-        json.dumps(line.to_dict(), allow_nan=False)
+        json.dumps(asdict(line), allow_nan=False)
 
 
 @tasks
@@ -194,16 +197,20 @@ def test_a_run_that_is_stopped(decisions):
     assert result.test_loss is not None
 
 
-def test_a_run_that_diverges_is_told_without_a_number():
+def diverging():
     # An absurd rate, unclipped: the loss is soon not finite, and JSON knows no such number.
     optimizer = OptimizerConfig(method="sgd", learning_rate=1e30, clip_norm=1e30, warmup=0.0)
-    arm = make("host alone", horizon=4, optimizer=optimizer)
+    return make("host alone", horizon=4, optimizer=optimizer)
+
+
+def test_a_run_that_diverges_is_told_without_a_number():
+    arm = diverging()
     lines, _ = go(arm)
     assert lines[-1].val_loss is None
     assert all(value is None or math.isfinite(value) for line in lines for value in (line.train_loss, line.val_loss))
     assert arm.result().test_loss is None
     for line in lines:
-        json.dumps(line.to_dict(), allow_nan=False)
+        json.dumps(asdict(line), allow_nan=False)
 
 
 def test_the_same_run_twice():
@@ -212,9 +219,65 @@ def test_the_same_run_twice():
     assert first[1] == second[1]
 
 
-def test_a_record_holds_every_field():
-    line = next(make().run(lambda: False))[0]
-    record = line.to_dict()
-    assert set(record) == {f.name for f in fields(line)}
-    assert set(record["slots"][0]) == {f.name for f in fields(SlotLine)}
-    assert len(record["slots"]) == SLOTS
+# What the store keeps is what the lines and events tell.
+
+
+def go_recorded(folder, arm):
+    """Run an arm to its result into a store; give the store with the lines, the events and the result."""
+    path = folder / "run.sqlite"
+    with RunStore(path, run_columns(arm.config, "grow", 1)) as store:
+        pairs = list(arm.run(lambda: False, store))
+        result = arm.result()
+    return path, [line for line, _ in pairs], [event for _, events in pairs for event in events], result
+
+
+@arm_names
+def test_the_store_keeps_what_the_lines_tell(tmp_path, name):
+    path, lines, events, result = go_recorded(tmp_path, make(name, script=SCRIPT, horizon=8))
+    (number,) = column(path, "SELECT round FROM round")
+    assert number == list(ARMS).index(name)
+    decisions = stored(path, "SELECT * FROM decision ORDER BY decision")
+    assert [row["decision"] for row in decisions] == [line.decision for line in lines] == list(range(8))
+    for row, line in zip(decisions, lines, strict=True):
+        measured = (row["train_loss_nats"], row["val_loss_nats"], row["val_accuracy"])
+        assert measured == (line.train_loss, line.val_loss, line.val_accuracy)
+    seeds = stored(path, "SELECT * FROM slot ORDER BY decision, slot")
+    told = [(line.decision, slot) for line in lines for slot in line.slots if Stage[slot.stage] in OCCUPIED_STAGES]
+    assert len(seeds) == len(told)
+    for row, (decision, slot) in zip(seeds, told, strict=True):
+        assert (row["decision"], f"r0c{row['slot']}", row["alpha"]) == (decision, slot.slot, slot.alpha)
+        for column_name, value in asdict(slot).items():
+            unit = "_nats" if column_name.startswith(("contribution", "incubator")) else ""
+            if column_name != "slot":
+                assert row[column_name + unit] == value, column_name
+    transitions = stored(path, "SELECT * FROM transition ORDER BY decision, step")
+    assert len(transitions) == len(events)
+    for row, event in zip(transitions, events, strict=True):
+        assert (row["decision"], f"r0c{row['slot']}", row["actor"]) == (event.decision, event.slot, event.actor)
+        assert (row["op"], row["before"], row["after"]) == (event.what, event.before, event.after)
+        assert (bool(row["allowed"]), row["refused_by"]) == (event.accepted, event.refused_by)
+        failed = ",".join(check.name for check in event.checks if not check.passed)
+        assert (row["failed_checks"] or "") == failed
+    (episode,) = stored(path, "SELECT * FROM episode")
+    assert (episode["status"], episode["decisions"]) == ("finished", result.decisions)
+    assert (episode["test_accuracy"], episode["test_loss_nats"]) == (result.test_accuracy, result.test_loss)
+    assert episode["host_parameters"] + episode["added_parameters"] == result.parameters == lines[-1].parameters
+    assert episode["training_s"] == result.seconds
+    assert (episode["twin_round"], episode["twin_row"]) == ((None, None) if name == "host alone" else (1, 0))
+
+
+def test_a_number_that_is_none_is_null_in_the_store(tmp_path):
+    path, lines, *_ = go_recorded(tmp_path, diverging())
+    assert [row["val_loss_nats"] for row in stored(path, "SELECT * FROM decision")][-1] is None
+    assert column(path, "SELECT test_loss_nats FROM episode") == [None]
+    assert column(path, "SELECT val_loss_nats FROM decision") == [line.val_loss for line in lines]
+    assert column(path, "SELECT train_loss_nats FROM decision") == [line.train_loss for line in lines]
+
+
+def test_recording_changes_no_number(tmp_path):
+    def fresh():
+        return make(controller="random", horizon=10, seed=3)
+
+    alone, (_, lines, events, _) = go(fresh()), go_recorded(tmp_path, fresh())
+    assert [numbers(line) for line in lines] == [numbers(line) for line in alone[0]]
+    assert events == alone[1]

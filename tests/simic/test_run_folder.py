@@ -15,11 +15,17 @@ from safetensors.torch import load_file
 from esper.kasmina.export import export_row
 from esper.leyline.config import GateConfig, GrowthConfig, RunConfig
 from esper.leyline.errors import EsperError
+from esper.leyline.stages import OCCUPIED_STAGES, Stage
+from esper.nissa.store import RunStore
 from esper.simic.grow import ROW, Arm
+from esper.simic.recorder import run_columns
 from esper.simic.run_folder import RunFolder
+from helpers.command import RUN_FILES
 from helpers.episodes import OPEN_GATES, TASK_NAMES, run_config, task_of
+from helpers.stored import check_whole, column, stored
 
-FILES = ["config.json", "events.jsonl", "history.jsonl", "model.json", "model.py", "model.safetensors", "result.json"]
+EMPTY = {stage.name for stage in set(Stage) - OCCUPIED_STAGES}
+"""Stages of a slot without a seed, of which the table of seeds says nothing."""
 tasks = pytest.mark.parametrize("task", TASK_NAMES)
 
 
@@ -37,13 +43,11 @@ def saved(tmp_path_factory):
         arm = Arm(config, task_of(task), "grown")
         path = tmp_path_factory.mktemp("run") / "nested" / task
         folder = RunFolder(path, config, replace=False)
-        for line, events in arm.run(lambda: False):
-            folder.decision(line.to_dict())
-            for event in events:
-                folder.event(event.to_dict())
-        folder.model(arm.episode.population, ROW)
-        folder.result({"arms": [vars(arm.result())]})
-        folder.close()
+        with RunStore(folder.store, run_columns(config, "grow", config.training.horizon)) as store:
+            for _ in arm.run(lambda: False, store):
+                pass
+            folder.model(arm.episode.population, ROW)
+            arm.result()
         return path, arm
 
     return save
@@ -65,25 +69,25 @@ def strict(text):
 @tasks
 def test_every_file_is_there_and_none_besides(saved, task):
     path, _ = saved(task)
-    assert names(path) == FILES
+    assert names(path) == RUN_FILES
+    check_whole(path / "run.sqlite")
 
 
 @tasks
-def test_history_and_events_are_json_lines(saved, task):
+def test_the_record_holds_the_whole_run(saved, task):
     path, arm = saved(task)
-    history, events = (
-        [strict(line) for line in (path / name).read_text().splitlines()] for name in ("history.jsonl", "events.jsonl")
-    )
-    assert [line["decision"] for line in history] == list(range(18))
-    assert {event["what"] for event in events} >= {"germinate", "advance", "fossilize"}
-    slots = arm.task.host.slot_config.slot_ids
-    for line in history:
-        assert tuple(slot["slot"] for slot in line["slots"]) == slots
-    # The last stage that an event told of is the last one of the history.
+    store = path / "run.sqlite"
+    assert column(store, "SELECT decision FROM decision ORDER BY decision") == list(range(18))
+    events = stored(store, "SELECT * FROM transition ORDER BY decision, step")
+    assert {event["op"] for event in events} >= {"germinate", "advance", "fossilize"}
+    seeds = stored(store, "SELECT * FROM slot ORDER BY decision, slot")
+    assert {seed["slot"] for seed in seeds} <= set(range(arm.task.host.slot_config.slots))
+    # The last stage that an event told of is the last one of the record.
     told = {event["slot"]: event["after"] for event in events}
-    last = {slot["slot"]: slot["stage"] for slot in history[-1]["slots"]}
-    assert {slot: last[slot] for slot in told} == told
-    for name in ("config.json", "model.json", "result.json"):
+    last = {seed["slot"]: seed["stage"] for seed in seeds if seed["decision"] == 17}
+    assert {slot: stage for slot, stage in told.items() if slot in last} == last
+    assert {told[slot] for slot in set(told) - set(last)} <= EMPTY
+    for name in ("config.json", "model.json"):
         strict((path / name).read_text())
 
 
@@ -91,6 +95,8 @@ def test_history_and_events_are_json_lines(saved, task):
 def test_the_configuration_comes_back(saved, task):
     path, arm = saved(task)
     assert RunConfig.model_validate_json((path / "config.json").read_text()) == arm.config
+    (config,) = column(path / "run.sqlite", "SELECT config FROM run")
+    assert RunConfig.model_validate(strict(config)) == arm.config
 
 
 def test_a_configuration_without_defaults_comes_back(tmp_path):
@@ -103,7 +109,7 @@ def test_a_configuration_without_defaults_comes_back(tmp_path):
         growth=GrowthConfig(gates=GateConfig(min_contribution=-1e-300), embargo=1, incubator="straight-through"),
         device="cuda",
     )
-    RunFolder(tmp_path / "run", config, replace=False).close()
+    RunFolder(tmp_path / "run", config, replace=False)
     assert RunConfig.model_validate_json((tmp_path / "run" / "config.json").read_text()) == config
 
 
@@ -150,10 +156,10 @@ def test_the_model_loads_without_esper_and_scores_the_same(saved, task, tmp_path
     )
     assert (run.returncode, run.stderr) == (0, "")
     found = json.loads(run.stdout)
-    (result,) = strict((path / "result.json").read_text())["arms"]
+    (result,) = stored(path / "run.sqlite", "SELECT * FROM episode")
     assert found["accuracy"] == result["test_accuracy"]
-    assert found["loss"] == pytest.approx(result["test_loss"], rel=1e-5)
-    assert found["parameters"] == result["parameters"]
+    assert found["loss"] == pytest.approx(result["test_loss_nats"], rel=1e-5)
+    assert found["parameters"] == result["host_parameters"] + result["added_parameters"]
     assert found["exact"]
     assert found["esper"] == []
     assert found["training"] is False
@@ -192,8 +198,11 @@ def test_the_weights_are_plain_safetensors(saved):
 # What it may use and what it leaves alone.
 
 
-def open_and_close(path, **more):
-    RunFolder(path, small(), replace=more.get("replace", False)).close()
+def make(path, *, replace=False, **more):
+    """Make the folder of a run that has a store, and nothing in it."""
+    config = small(**more)
+    folder = RunFolder(path, config, replace=replace)
+    RunStore(folder.store, run_columns(config, "grow", 1)).close("finished")
 
 
 def snapshot(folder):
@@ -206,23 +215,24 @@ def snapshot(folder):
 def test_new_and_empty_folders_are_fine(tmp_path, replace):
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "empty", tmp_path / "a" / "b" / "c"):
-        open_and_close(path, replace=replace)
-        assert names(path) == ["config.json", "events.jsonl", "history.jsonl"]
-    # The growing files are there, and empty, before anything happens.
-    assert (path / "history.jsonl").read_bytes() == b""
+        make(path, replace=replace)
+        assert names(path) == ["config.json", "run.sqlite"]
+    # The tables are there, and empty, before anything happens.
+    for table in ("round", "episode", "decision", "slot", "transition"):
+        assert stored(path / "run.sqlite", f"SELECT * FROM {table}") == []
 
 
 def refusal(path, replace):
     with pytest.raises(EsperError) as caught:
-        open_and_close(path, replace=replace)
+        make(path, replace=replace)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     return str(caught.value)
 
 
 def test_an_existing_run_is_refused_and_untouched(tmp_path):
-    open_and_close(tmp_path / "run")
-    (tmp_path / "run" / "history.jsonl").write_text("{}\n")
+    make(tmp_path / "run")
+    (tmp_path / "run" / "model.py").write_text("of the earlier run\n")
     before = snapshot(tmp_path)
     message = refusal(tmp_path / "run", False)
     assert message == f"out: {tmp_path / 'run'} holds a run; name another folder, or add --replace to overwrite it"
@@ -231,12 +241,15 @@ def test_an_existing_run_is_refused_and_untouched(tmp_path):
 
 def test_an_existing_run_is_replaced_when_asked(tmp_path):
     path = tmp_path / "run"
-    open_and_close(path)
-    for name in ("history.jsonl", "model.py", "result.json"):
+    make(path)
+    # Those beside the store are what a killed run leaves.
+    for name in ("run.sqlite-wal", "run.sqlite-shm", "model.py", "model.json", "model.safetensors"):
         (path / name).write_text("of the earlier run\n")
-    RunFolder(path, small(seed=5), replace=True).close()
-    assert names(path) == ["config.json", "events.jsonl", "history.jsonl"]
-    assert (path / "history.jsonl").read_bytes() == b""
+    RunFolder(path, small(seed=5), replace=True)
+    assert names(path) == ["config.json"]
+    make(path, replace=True, seed=5)
+    assert names(path) == ["config.json", "run.sqlite"]
+    assert column(path / "run.sqlite", "SELECT seed FROM run") == [5]
     assert RunConfig.model_validate_json((path / "config.json").read_text()).seed == 5
 
 
@@ -259,21 +272,22 @@ def test_the_config_of_another_program_does_not_make_a_run(tmp_path, content):
 
 
 def test_files_added_to_a_run_are_not_thrown_away(tmp_path):
-    open_and_close(tmp_path)
+    make(tmp_path)
     (tmp_path / "notes.md").write_text("what I thought of it")
     # Whether it refuses or works around them is its own choice.
     with contextlib.suppress(EsperError):
-        open_and_close(tmp_path, replace=True)
+        make(tmp_path, replace=True)
     assert (tmp_path / "notes.md").exists()
     assert (tmp_path / "notes.md").read_text() == "what I thought of it"
 
 
 def test_a_run_whose_model_was_imported_is_still_a_run(tmp_path):
-    open_and_close(tmp_path)
+    make(tmp_path)
     (tmp_path / "__pycache__").mkdir()
     (tmp_path / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"compiled")
-    open_and_close(tmp_path, replace=True)
-    assert (tmp_path / "history.jsonl").exists()
+    earlier = column(tmp_path / "run.sqlite", "SELECT run_id FROM run")
+    make(tmp_path, replace=True)
+    assert column(tmp_path / "run.sqlite", "SELECT run_id FROM run") != earlier
 
 
 @pytest.mark.parametrize("replace", [False, True])
@@ -295,22 +309,18 @@ def test_a_folder_that_may_not_be_made(tmp_path, monkeypatch):
     assert refusal(path, False) == f"out: cannot use {path}: Permission denied; name a folder you may write"
 
 
-def test_a_number_that_json_does_not_know_is_never_written(tmp_path):
-    folder = RunFolder(tmp_path / "run", small(), replace=False)
-    for write in (folder.decision, folder.event, folder.result):
-        with pytest.raises(ValueError, match="JSON"):
-            write({"loss": float("nan")})
-    folder.close()
-    assert (tmp_path / "run" / "history.jsonl").read_bytes() == b""
-    assert names(tmp_path / "run") == ["config.json", "events.jsonl", "history.jsonl"]
-
-
-def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path):
-    folder = RunFolder(tmp_path / "run", small(), replace=False)
-    folder.decision({"decision": 0})
-    folder.event({"what": "germinate"})
-    assert (tmp_path / "run" / "history.jsonl").read_text() == '{"decision": 0}\n'
-    assert (tmp_path / "run" / "events.jsonl").read_text() == '{"what": "germinate"}\n'
-    folder.close()
-    with pytest.raises(ValueError, match="closed"):
-        folder.decision({})
+def test_what_was_recorded_can_be_read_while_the_run_goes_on(tmp_path):
+    config = small()
+    arm = Arm(config, task_of("digits-mlp"), "grown")
+    folder = RunFolder(tmp_path / "run", config, replace=False)
+    with RunStore(folder.store, run_columns(config, "grow", 18)) as store:
+        for line, _ in arm.run(lambda: arm.episode.decision >= 3, store):
+            store.flush()
+            assert column(folder.store, "SELECT decision FROM decision") == list(range(line.decision + 1))
+            assert column(folder.store, "SELECT decisions FROM round") == [line.decision + 1]
+            assert column(folder.store, "SELECT status FROM run") == ["running"]
+    # And nothing can be recorded once it is closed, though nothing breaks.
+    store.add(1, lambda: pytest.fail("the store is closed"))
+    store.flush()
+    assert column(folder.store, "SELECT decision FROM decision") == [0, 1, 2]
+    assert names(folder.path) == ["config.json", "run.sqlite"]

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from functools import cache
 
 import pytest
@@ -217,7 +218,7 @@ def test_what_is_impossible_is_refused_by_name(case):
     assert event.before == event.after
     assert recording.steps[1].refused_by_R.tolist() == [Check[refused_by]]
     assert recording.stages[2].tolist() == [[Stage.GERMINATED, Stage.DORMANT, Stage.DORMANT]]
-    json.dumps(event.to_dict(), allow_nan=False)
+    json.dumps(asdict(event), allow_nan=False)
 
 
 def test_a_slot_that_does_not_exist_is_named_all_the_same():
@@ -238,7 +239,7 @@ def test_an_unmeasured_check_is_none_and_not_a_number():
     (check,) = event.checks
     assert (check.name, check.value, check.limit, check.passed) == ("HOST_LOSS", None, None, False)
     assert event.reason == "host loss measured and finite not measured refused"
-    json.dumps(event.to_dict(), allow_nan=False)
+    json.dumps(asdict(event), allow_nan=False)
 
 
 # The events of a random walk tell its whole history.
@@ -332,7 +333,7 @@ def test_checks_are_those_of_the_gate_asked(task):
 def test_every_event_is_plain_json(task):
     for story in list(told_of_the_walk(task).values())[:20]:
         for event in (event for events in story for event in events):
-            record = json.loads(json.dumps(event.to_dict(), allow_nan=False))
+            record = json.loads(json.dumps(asdict(event), allow_nan=False))
             assert set(record) == set(Event.__dataclass_fields__)
             assert record["detail"].get("tempo", 3) in TEMPOS
             assert [check["name"] for check in record["checks"]] == [check.name for check in event.checks]

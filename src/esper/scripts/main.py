@@ -1,4 +1,4 @@
-"""The command line: `esper grow`, `esper tasks`, `esper doctor`."""
+"""The command line: `esper grow`, `runs`, `query`, `tasks`, `doctor`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from esper.leyline.config import RunConfig
+from esper.leyline.config import RUN_FOLDER, RunConfig
 from esper.leyline.errors import EsperError
 from esper.scripts.doctor import doctor
 from esper.scripts.errors import parse_line
 from esper.scripts.grow import INTERRUPTED, grow, read_config
+from esper.scripts.query import Format, query, runs
 from esper.tolaria.tasks import TASKS, load_task
 
 BAD_INPUT = 2
@@ -59,7 +60,46 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., int]]:
         """
         return grow(config, out=out, replace=replace)
 
-    return {"grow": grow_command, "tasks": tasks, "doctor": doctor}
+    def query_command(
+        run: tyro.conf.Positional[Path],
+        sql: tyro.conf.Positional[str] = "",
+        /,
+        *,
+        view: str = "",
+        other: Path | None = None,
+        format: Format = "table",
+        limit: int = 1000,
+    ) -> int:
+        """Ask what a run recorded; without a question, list those that have a name.
+
+        Parameters
+        ----------
+        run
+            Folder of the run, or its run.sqlite.
+        sql
+            One SELECT over the tables and views.
+        view
+            A named question instead.
+        other
+            A second run, for --view run_diff.
+        format
+            How to print the answer.
+        limit
+            Rows at most.
+        """
+        return query(run, sql, view, other, format, limit)
+
+    def runs_command(folder: tyro.conf.Positional[Path] = RUN_FOLDER, /) -> int:
+        """List the runs below a folder, the latest first.
+
+        Parameters
+        ----------
+        folder
+            Where to look.
+        """
+        return runs(folder)
+
+    return {"grow": grow_command, "runs": runs_command, "query": query_command, "tasks": tasks, "doctor": doctor}
 
 
 def _take_config(arguments: list[str]) -> RunConfig:

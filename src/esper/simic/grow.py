@@ -142,7 +142,7 @@ class Arm:
 
     def _told(self, step: Step, seconds: float) -> tuple[DecisionLine, list[Event]]:
         if self._recorder is not None:
-            self._recorder.decision(step, self.episode.clock.take())
+            self._recorder.decision(step)
         return self._line(step, seconds), self._events(step)
 
     def _events(self, step: Step) -> list[Event]:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from esper.kasmina.blueprints.registry import seed_cost
 from esper.leyline.actions import Blueprint, Operator
-from esper.leyline.clock import Spent
 from esper.leyline.config import RunConfig
 from esper.leyline.stages import BLENDED_STAGES, Stage, stage_table
 from esper.nissa.machine import hardware, software
@@ -78,6 +77,7 @@ class RoundRecorder:
         self._store, self._number, self._episode = store, number, episode
         self._full = episode.config.recording.record == "full"
         self._step: Step | None = None
+        self._timed = 0
         population, training = episode.population, episode.config.training
         rows, host = population.rows, episode.task.host
         self._parameters, self._cost_SBO = host.body.parameter_count, _cost_table(episode)
@@ -108,12 +108,14 @@ class RoundRecorder:
         started = Rows("episode", self._episodes | {"status": "running"})
         store.add(1 + rows, lambda: [Rows("round", begin), started])
 
-    def decision(self, step: Step, spent: Mapping[str, Spent]) -> None:
-        """Record a decision, and what the phases have taken since the last one."""
+    def decision(self, step: Step) -> None:
+        """Record a decision, and what the phases have taken since the last time."""
         self._step = step
         rows, slots = step.structure.stage.shape
         self._store.add(rows * (2 + slots), lambda: self._decision_writes(step))
-        self._store.time(self._number, 1, spent)
+        made = self._episode.decision
+        self._store.time(self._number, made - self._timed, self._episode.clock.take())
+        self._timed = made
 
     def coalitions(self, row: np.ndarray, enabled: np.ndarray, loss_K: Tensor, examples: int) -> None:
         """Record losses [K] of rows [K] with sets of their seeds [K, S]."""
@@ -174,6 +176,9 @@ class RoundRecorder:
             Change("round", {"decisions": step.decision + 1, **means}, {"round": self._number}),
             Rows("transition", at | transition_columns(transitions_of(step))),
         ]
+        if step.decision == 0:
+            limits = np.where(np.isfinite(step.limit_C), step.limit_C, np.nan).tolist()
+            writes += [Change("gate_check", {"limit_value": x}, {"position": c}) for c, x in enumerate(limits)]
         if self._full:
             writes += [Rows("decision", at | decision_columns(step)), Rows("slot", at | slot_columns(step))]
         return writes

@@ -1,0 +1,15 @@
+-- What happened, when, and why?
+-- Every transition asked for or made by the clock. `why`: the check that decided, with its value and limit.
+WITH judged AS (
+    SELECT t.*, meaning, limit_value, CASE quantity
+        WHEN 'host_loss_nats' THEN host_loss_nats WHEN 'training_decisions' THEN training_decisions
+        WHEN 'gradient_norm' THEN gradient_norm WHEN 'gradient_ratio' THEN gradient_ratio
+        WHEN 'incubator_gain_nats' THEN incubator_gain_nats WHEN 'alpha_distance' THEN alpha_distance
+        WHEN 'probation_decisions' THEN probation_decisions WHEN 'contribution_nats' THEN contribution_nats END AS seen
+    FROM transition AS t LEFT JOIN gate_check AS g ON g.gate = t.gate AND check_name = coalesce(refused_by, CASE t.gate
+        WHEN 'G1' THEN 'HOST_LOSS' WHEN 'G2' THEN 'INCUBATOR_GAIN' WHEN 'G3' THEN 'ALPHA_AT_TARGET' ELSE 'CONTRIBUTION' END))
+SELECT
+    round, arm, decision, row, slot, seed, blueprint, operator, actor, op, before, after, allowed, failed_checks,
+    coalesce(reason, meaning || ' ' || iif(seen IS NULL, 'not measured', printf('%.4g', seen))
+        || iif(limit_value IS NULL, '', printf(' (limit %g)', limit_value))) AS why
+FROM judged JOIN round USING (round) ORDER BY round, decision, row, step
