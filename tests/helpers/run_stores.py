@@ -3,7 +3,8 @@
 import contextlib
 import resource
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def values(path: Path, sql: str) -> list[Any]:
     return [value for row in rows(path, sql) for value in row.values()]
 
 
+def losses(loss: Any, **more: Any) -> Rows:
+    """Rows of `contribution`."""
+    return Rows("contribution", {"round": 0, "decision": 0, "row": 0, "loss_nats": loss, "examples": 9} | more)
+
+
 def run_of(path: Path) -> dict[str, Any]:
     """Give the one row of `run`."""
     (run,) = rows(path, "SELECT * FROM run")
@@ -74,6 +80,19 @@ def insert(db: sqlite3.Connection, table: str, **columns: Any) -> None:
     """Insert one row."""
     marks = ", ".join("?" * len(columns))
     db.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", tuple(columns.values()))
+
+
+def names(folder: Path) -> list[str]:
+    """Give the names of what lies in a folder."""
+    return sorted(file.name for file in folder.iterdir())
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for something that must come, however slow the machine is."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from esper.tolaria.tasks import TASKS
 from helpers.command import (
     COMMAND,
     ENVIRONMENT,
+    LIVELY,
     RUN_FILES,
     SHORT,
     full_from,
@@ -210,19 +211,19 @@ def test_full_disk_leaves_whole_files_alone(home, capsys, monkeypatch, write):
         assert (status, complaint in reason) == ("failed", True)
 
 
-def on_a_small_disk(size):
+def on_a_small_disk(size, *arguments):
     """Run the command where no file may grow beyond `size` bytes."""
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    return process("grow", "--task", "digits-mlp", *SHORT, "--out", "run", preexec_fn=limit)
+    return process("grow", *arguments, "--out", "run", preexec_fn=limit)
 
 
 # Bytes, and the file that is the first not to fit.
 @pytest.mark.parametrize(("size", "first"), [(400, "config.json"), (4000, "run.sqlite"), (100_000, "run.sqlite")])
 def test_full_disk_before_the_first_decision(home, size, first):
-    code, out, err = on_a_small_disk(size)
+    code, out, err = on_a_small_disk(size, "--task", "digits-mlp", *SHORT)
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
     assert err.startswith(f"esper: cannot write run/{first}: ")
@@ -233,8 +234,8 @@ def test_full_disk_before_the_first_decision(home, size, first):
 
 
 def test_full_disk_in_the_middle_of_the_record(home):
-    # Room for the record of the grown network, but not for that of its controls.
-    code, out, err = on_a_small_disk(FULL_AT)
+    # Room for the record of the grown network, but not for that of all three.
+    code, out, err = on_a_small_disk(300 * 1024, *LIVELY[:-3], "100", *LIVELY[-2:])
     assert code == 2
     assert len(err.splitlines()) == 1
     assert err.startswith("esper: cannot write run/run.sqlite: ")
@@ -243,12 +244,14 @@ def test_full_disk_in_the_middle_of_the_record(home):
     assert sorted(snapshot(home / "run")) == RUN_FILES
     store = home / "run" / "run.sqlite"
     check_whole(store)
-    assert column(store, "SELECT status FROM run") == ["failed"]
-    kept = column(store, "SELECT 6 * round + decision FROM decision ORDER BY round, decision")
+    # Where not even the last word fits, it is the heartbeat that ends.
+    ((status, reason),) = (row.values() for row in stored(store, "SELECT status, status_reason FROM run"))
+    assert (status, reason) in (("failed", "recording ended: disk I/O error"), ("running", None))
+    kept = column(store, "SELECT 100 * round + decision FROM decision ORDER BY round, decision")
     assert kept == list(range(len(kept)))
-    assert 0 < len(kept) < 18
+    assert 0 < len(kept) < 300
     # The same run goes on once there is room.
-    code, _, err = process("grow", "--config", "run/config.json", "--out", "run", "--replace")
+    code, _, err = process("grow", "--config", "run/config.json", "--horizon", "2", "--out", "run", "--replace")
     assert (code, err) == (0, "")
     assert sorted(snapshot(home / "run")) == RUN_FILES
     assert column(store, "SELECT status FROM run") == ["finished"]

@@ -199,6 +199,9 @@ def test_the_decision_in_which_it_came_is_finished(tmp_path, at):
     check_whole(store)
     assert made(store) == list(range(at + 1))
     assert column(store, "SELECT status FROM run") == ["interrupted"]
+    # Whatever it is called: it is over, after so many decisions.
+    ((_, status, decisions),) = ends(store)
+    assert (status != "running", decisions) == (True, at + 1)
     assert f"Stopped after decision {at + 1} of 4 (grown)." in out
     assert (tmp_path / "run" / "model.safetensors").exists()
 
