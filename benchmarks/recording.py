@@ -2,11 +2,12 @@
 
     python benchmarks/recording.py
 
-One thread, `digits-mlp`, an untrained policy, level full. "Of the run" is what the thread that trains does for the record
-(packing, unpacking, queueing); "of the writer" is processor time of the other thread. Their sum is what recording costs where
-nothing runs side by side. "Against off" compares whole rounds with and without, which take turns: it is the truth, under this
-machine's noise. Size and views are those of 240,000 decisions with 3 slots: a real round of 16 x 150 written 100 times,
-every column of a learning run filled.
+One thread, `digits-mlp`, an untrained policy, level full. "Run" is what the thread that trains does for the record
+(packing, unpacking, queueing), "writer" the processor time of the other thread; their sum is what recording costs where
+nothing runs side by side. "Against off" compares whole rounds with and without, which take turns: it includes
+everything, this machine's noise too. Size and views are those of 240,000 decisions with 3 slots: a real round of
+16 x 150 written 100 times, with every column of a learning run filled; of the untrained policy, which grows and culls
+all the time, and of the heuristic, which soon has all slots full.
 """
 
 import statistics
@@ -52,8 +53,8 @@ class Spent:
         return timed
 
 
-def config_of(folder: Path, horizon: int) -> RunConfig:
-    return RunConfig(task="digits-mlp", controller=f"policy:{folder / 'policy'}", training={"horizon": horizon})
+def config_of(controller: str, horizon: int) -> RunConfig:
+    return RunConfig(task="digits-mlp", controller=controller, training={"horizon": horizon})
 
 
 def run_round(config: RunConfig, rows: int, path: Path | None) -> tuple[float, float, float, list]:
@@ -87,46 +88,38 @@ def run_round(config: RunConfig, rows: int, path: Path | None) -> tuple[float, f
     return wall, spent.seconds / wall, writer / wall, steps
 
 
-def cost(folder: Path) -> tuple[list[dict[str, object]], list]:
-    """Cost of recording a round, and the steps of the first shape."""
-    lines, kept = [], []
+def cost(folder: Path, controller: str) -> list[dict[str, object]]:
+    """Cost of recording a round."""
+    lines = []
     for rows, horizon in SHAPES:
-        config = config_of(folder, horizon)
+        config = config_of(controller, horizon)
         taken: dict[str, list[float]] = {"off": [], "full": [], "run": [], "writer": []}
-        run_round(config_of(folder, 3), rows, None)
+        run_round(config_of(controller, 3), rows, None)
         for number in range(REPEATS):
             taken["off"].append(run_round(config, rows, None)[0])
-            wall, run, writer, steps = run_round(config, rows, folder / f"{rows}-{number}.sqlite")
-            kept = kept or steps
+            wall, run, writer, _ = run_round(config, rows, folder / f"{rows}-{number}.sqlite")
             for name, value in (("full", wall), ("run", run), ("writer", writer)):
                 taken[name].append(value)
         median = {name: statistics.median(values) for name, values in taken.items()}
         total = median["run"] + median["writer"]
         ratios = [full / off for full, off in zip(taken["full"], taken["off"], strict=True)]
-        lines.append(
-            {
-                "what": f"{rows} rows x {horizon} decisions",
-                "measured": f"{total:.2%} (run {median['run']:.2%}, writer {median['writer']:.2%})",
-                "at most": "1 %",
-                "met": total <= 0.01,
-                "more": f"round {median['full']:.1f} s; against off {min(ratios):.3f} to {max(ratios):.3f}",
-            }
-        )
-    return lines, kept
+        shares = f"{total:.2%} (run {median['run']:.2%}, writer {median['writer']:.2%})"
+        more = f"round {median['full']:.1f} s; against off {min(ratios):.3f} to {max(ratios):.3f}"
+        lines.append(line(f"{rows} rows x {horizon} decisions", shares, "1 %", total <= 0.01, more))
+    return lines
 
 
-def large_store(folder: Path, steps: list) -> Path:
-    """A store of 240,000 decisions."""
-    path = folder / "large.sqlite"
-    config = config_of(folder, len(steps))
+def large_store(path: Path, config: RunConfig, steps: list) -> None:
+    """Write a store of 240,000 decisions."""
     task = load_task(config.task, config.host, config.device)
     rows = len(steps[0].value_R)
     generator = np.random.default_rng(0)
     plain = columns.decision_columns
 
     def paid(step):
-        gain, rent = generator.normal(size=(2, rows))
-        return plain(step) | {"reward": gain + rent, "reward_gain": gain, "reward_rent": rent}
+        made = plain(step)
+        gain, rent = generator.normal(size=(2, len(made["row"])))
+        return made | {"reward": gain + rent, "reward_gain": gain, "reward_rent": rent}
 
     recorder.decision_columns = paid
     made = Episode(config, task, config.controller, torch.arange(rows))
@@ -144,7 +137,6 @@ def large_store(folder: Path, steps: list) -> Path:
             told.coalitions(np.repeat(np.arange(rows), 8), np.tile(SUBSETS, (rows, 1)), torch.rand(8 * rows), 300)
             told.end("finished", {"training_s": 1.0, "reward": 0.1})
     recorder.decision_columns = plain
-    return path
 
 
 SUBSETS = (np.arange(8)[:, None] >> np.arange(3)) & 1
@@ -164,6 +156,33 @@ def view_times(path: Path) -> dict[str, float]:
     return times
 
 
+def large(folder: Path, controller: str) -> list[dict[str, object]]:
+    """Size of a large store, and its slowest view."""
+    name = controller.partition(":")[0]
+    rows, horizon = SHAPES[0]
+    config = config_of(controller, horizon)
+    *_, steps = run_round(config, rows, folder / f"steps-{name}.sqlite")
+    path = folder / f"large-{name}.sqlite"
+    large_store(path, config, steps)
+    size = path.stat().st_size / 1e6
+    with RunReader(path) as reader:
+        tables = ("decision", "slot", "transition")
+        counts = [reader.query(f"SELECT count(*) FROM {table}", 1).rows[0][0] for table in tables]
+    about = ", ".join(f"{count:,} {table}s" for table, count in zip(tables, counts, strict=True))
+    times = view_times(path)
+    slowest = sorted(times, key=lambda view: -times[view])[:5]
+    most = times[slowest[0]]
+    about_views = ", ".join(f"{view} {times[view]:.3f}" for view in slowest)
+    return [
+        line(f"size, {name}", f"{size:.0f} MB", "100 MB", size <= 100, about),
+        line(f"slowest view, {name}", f"{most:.3f} s", "0.3 s", most <= 0.3, about_views),
+    ]
+
+
+def line(what: str, measured: str, most: str, met: bool, more: str) -> dict[str, object]:
+    return {"what": what, "measured": measured, "at most": most, "met": met, "more": more}
+
+
 def main() -> None:
     tune_process(1)
     with tempfile.TemporaryDirectory() as name:
@@ -171,33 +190,8 @@ def main() -> None:
         policy = FactoredRecurrentActorCritic(PolicyConfig())
         policy.initialise(torch.Generator().manual_seed(0))
         save_policy(policy, folder / "policy")
-        lines, steps = cost(folder)
-        path = large_store(folder, steps)
-        size = path.stat().st_size / 1e6
-        with RunReader(path) as reader:
-            tables = ("decision", "slot", "transition")
-            counts = [reader.query(f"SELECT count(*) FROM {table}", 1).rows[0][0] for table in tables]
-        about = ", ".join(f"{count:,} in {table}" for table, count in zip(tables, counts, strict=True))
-        lines.append(
-            {
-                "what": "size",
-                "measured": f"{size:.0f} MB",
-                "at most": "100 MB",
-                "met": size <= 100,
-                "more": f"rows: {about}",
-            }
-        )
-        times = view_times(path)
-        slowest = sorted(times, key=lambda view: -times[view])
-        lines.append(
-            {
-                "what": "slowest view",
-                "measured": f"{times[slowest[0]]:.3f} s",
-                "at most": "0.3 s",
-                "met": times[slowest[0]] <= 0.3,
-                "more": ", ".join(f"{view} {times[view]:.3f}" for view in slowest[:6]),
-            }
-        )
+        controller = f"policy:{folder / 'policy'}"
+        lines = [*cost(folder, controller), *large(folder, controller), *large(folder, "heuristic")]
     report("recording", lines, {"repeats": REPEATS, "rounds of the large store": ROUNDS})
 
 

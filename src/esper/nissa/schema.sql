@@ -181,8 +181,7 @@ CREATE TABLE slot (
     contribution_age_decisions INTEGER,     -- since that was measured
     incubator_gain_nats REAL,               -- by how much it would lower the loss if blended; in TRAINING
     incubator_gain_se_nats REAL,
-    gradient_norm REAL,                     -- mean over the updates of the decision
-    gradient_ratio REAL,                    -- root mean square over that of its host
+    gradient_ratio REAL,                    -- root mean square of its gradient over that of its host
     PRIMARY KEY (round, decision, row, slot)
 ) STRICT, WITHOUT ROWID;
 
@@ -196,6 +195,7 @@ CREATE TABLE transition (
     seed INTEGER,                           -- the how manieth of its row; NULL: there is none
     blueprint TEXT,
     operator TEXT,
+    parameters INTEGER,                     -- of the seed
     actor TEXT NOT NULL,                    -- controller, clock, governor
     op TEXT NOT NULL,                       -- what was asked for; clock: time passed
     before TEXT NOT NULL,                   -- stage
@@ -216,6 +216,9 @@ CREATE TABLE transition (
     contribution_nats REAL,
     PRIMARY KEY (round, decision, row, step)
 ) STRICT, WITHOUT ROWID;
+
+-- The life of a seed without sorting all transitions.
+CREATE INDEX transition_of_seed ON transition (round, row, seed, decision, step) WHERE seed IS NOT NULL;
 
 -- Loss of a host with chosen sets of its seeds.
 CREATE TABLE contribution (

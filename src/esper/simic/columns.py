@@ -1,11 +1,12 @@
 """From decisions to columns of the run store: whole tables at once, no loop over rows.
 
-Shapes: R rows, S slots, H heads, O operations, C gate checks, N transitions.
+Shapes: R rows, S slots, H heads, O operations or operators, B blueprints, C gate checks, N transitions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from esper.leyline.actions import (
     Style,
 )
 from esper.leyline.checks import ALL_GATE_CHECKS, CHECK_TEXT, Check, Gate
+from esper.leyline.slots import Structure
 from esper.leyline.stages import OCCUPIED_STAGES, STAGE_COUNT, Stage, stage_table
 from esper.nissa.schema import QUANTITIES
 from esper.simic.episode import Step
@@ -69,6 +71,23 @@ _CLOCK_REASONS = _names(
 """Why the clock moved a slot on, by the stage that it left."""
 
 
+def merge(steps: Sequence[Step]) -> Step:
+    """Lay decisions behind one another, as if each row of each were a row of one decision."""
+    first = steps[0]
+
+    def joined(parts: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+
+    arrays = {
+        field.name: joined([getattr(step, field.name) for step in steps], int(field.name.endswith("_CRS")))
+        for field in fields(Step)
+        if field.name not in ("decision", "limit_C", "structure", "slots")
+    }
+    structure = {f.name: joined([getattr(s.structure, f.name) for s in steps]) for f in fields(Structure)}
+    slots = {name: joined([step.slots[name] for step in steps]) for name in first.slots}
+    return Step(first.decision, limit_C=first.limit_C, structure=Structure(**structure), slots=slots, **arrays)
+
+
 def decision_columns(step: Step) -> Columns:
     """Columns of `decision`, one row for each host."""
     op_R = step.action_RH[:, Head.OP]
@@ -98,7 +117,7 @@ def slot_columns(step: Step) -> Columns:
     """Columns of `slot`, one row for each seed."""
     row, slot = np.nonzero(_OCCUPIED[step.slots["stage"]])
     of = {name: array[row, slot] for name, array in step.slots.items()}
-    reals = ("alpha", "alpha_target", "gradient_norm", "gradient_ratio")
+    reals = ("alpha", "alpha_target", "gradient_ratio")
     measured = ("contribution", "contribution_se", "incubator_gain", "incubator_gain_se")
     return {
         "row": row,
@@ -117,9 +136,10 @@ def slot_columns(step: Step) -> Columns:
     }
 
 
-def transition_columns(told: Transitions) -> Columns:
-    """Columns of `transition`."""
+def transition_columns(told: Transitions, parameters_SBO: np.ndarray) -> Columns:
+    """Columns of `transition`; `parameters_SBO` counts those of each blueprint and operator in each slot."""
     seed = told.seed >= 0
+    of_seed = np.where(seed, told.slot, 0), told.blueprint, told.operator
     quantities: dict[str, np.ndarray] = {}
     for at, check in enumerate(ALL_GATE_CHECKS):
         before = quantities.get(QUANTITIES[check], np.nan)
@@ -132,6 +152,7 @@ def transition_columns(told: Transitions) -> Columns:
         "seed": _or_null(seed, told.seed),
         "blueprint": _or_null(seed, _BLUEPRINTS[told.blueprint]),
         "operator": _or_null(seed, _OPERATORS[told.operator]),
+        "parameters": _or_null(seed, parameters_SBO[of_seed]),
         "actor": np.where(told.by_clock, "clock", "controller").astype(object),
         "op": np.where(told.by_clock, "clock", _op_names(told.op)),
         "before": _STAGES[told.before],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ from esper.leyline.stages import BLENDED_STAGES, Stage, stage_table
 from esper.nissa.machine import hardware, software
 from esper.nissa.store import RunStore
 from esper.nissa.writer import Change, Rows
-from esper.simic.columns import Columns, decision_columns, slot_columns, transition_columns
+from esper.simic.columns import Columns, decision_columns, merge, slot_columns, transition_columns
 from esper.simic.episode import Episode, Step
 from esper.simic.story import transitions_of
 
@@ -78,9 +79,11 @@ class RoundRecorder:
         self._full = episode.config.recording.record == "full"
         self._step: Step | None = None
         self._timed = 0
+        self._waiting: deque[Step] = deque()
         population, training = episode.population, episode.config.training
         rows, host = population.rows, episode.task.host
         self._parameters, self._cost_SBO = host.body.parameter_count, _cost_table(episode)
+        self._seed_parameters_SBO = population.lifecycle.parameter_counts.cpu().numpy()
         self._price = episode.config.price
         self._episodes: Columns = {
             "round": number,
@@ -111,8 +114,9 @@ class RoundRecorder:
     def decision(self, step: Step) -> None:
         """Record a decision, and what the phases have taken since the last time."""
         self._step = step
+        self._waiting.append(step)
         rows, slots = step.structure.stage.shape
-        self._store.add(rows * (2 + slots), lambda: self._decision_writes(step))
+        self._store.add(rows * (2 + slots), self._decision_writes)
         made = self._episode.decision
         self._store.time(self._number, made - self._timed, self._episode.clock.take())
         self._timed = made
@@ -165,22 +169,31 @@ class RoundRecorder:
             "val_accuracy": step.val_accuracy_R.astype(float),
         }
 
-    def _decision_writes(self, step: Step) -> list[Rows | Change]:
-        at = {"round": self._number, "decision": step.decision}
+    def _decision_writes(self) -> list[Rows | Change]:
+        """Make the rows of all decisions that wait, at once: a numpy call costs one decision what it costs ten."""
+        steps = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        if not steps:
+            return []
+        first, last, merged = steps[0], steps[-1], merge(steps)
+        rows = len(last.value_R)
         means = {
-            "train_loss_nats": _mean(step.train_loss_R),
-            "val_loss_nats": _mean(step.val_loss_R),
-            "val_accuracy": _mean(step.val_accuracy_R),
+            "train_loss_nats": _mean(last.train_loss_R),
+            "val_loss_nats": _mean(last.val_loss_R),
+            "val_accuracy": _mean(last.val_accuracy_R),
         }
         writes: list[Rows | Change] = [
-            Change("round", {"decisions": step.decision + 1, **means}, {"round": self._number}),
-            Rows("transition", at | transition_columns(transitions_of(step))),
+            Change("round", {"decisions": last.decision + 1, **means}, {"round": self._number}),
         ]
-        if step.decision == 0:
-            limits = np.where(np.isfinite(step.limit_C), step.limit_C, np.nan).tolist()
+        if first.decision == 0:
+            limits = np.where(np.isfinite(first.limit_C), first.limit_C, np.nan).tolist()
             writes += [Change("gate_check", {"limit_value": x}, {"position": c}) for c, x in enumerate(limits)]
+        tables = {"transition": transition_columns(transitions_of(merged), self._seed_parameters_SBO)}
         if self._full:
-            writes += [Rows("decision", at | decision_columns(step)), Rows("slot", at | slot_columns(step))]
+            tables |= {"decision": decision_columns(merged), "slot": slot_columns(merged)}
+        for table, columns in tables.items():
+            number, row = np.divmod(columns["row"], rows)
+            place = {"round": self._number, "decision": number + first.decision, "row": row}
+            writes.append(Rows(table, columns | place))
         return writes
 
 

@@ -1,12 +1,14 @@
 -- Which blueprints are worth growing?
--- Of all seeds of an arm: how many got how far, and what the committed ones contributed when they were committed.
+-- Seeds of an arm that got so far: every seed passes each of these events at most once.
 SELECT
-    arm, blueprint, count(*) AS germinated,
-    count(blended_decision) AS blended, count(committed_decision) AS committed,
-    sum(fate = 'culled') AS culled, sum(fate = 'alive') AS alive,
-    1.0 * count(committed_decision) / count(*) AS committed_share,
-    avg(incubator_gain_nats) AS incubator_gain_nats,
-    avg(iif(fate = 'committed', contribution_judged_nats, NULL)) AS committed_contribution_nats,
-    avg(parameters) AS parameters,
-    avg(lived_decisions) AS lived_decisions
-FROM seed GROUP BY arm, blueprint ORDER BY arm, germinated DESC, blueprint
+    arm, blueprint,
+    sum(op = 'germinate' AND allowed) AS germinated,
+    sum(before = 'TRAINING' AND after = 'BLENDING') AS blended,
+    sum(after = 'FOSSILIZED' AND allowed) AS committed,
+    sum(after = 'CULLED') AS culled,
+    1.0 * sum(after = 'FOSSILIZED' AND allowed) / nullif(sum(op = 'germinate' AND allowed), 0) AS committed_share,
+    avg(iif(before = 'TRAINING' AND after = 'BLENDING', incubator_gain_nats, NULL)) AS incubator_gain_nats,
+    avg(iif(after = 'FOSSILIZED' AND allowed, contribution_nats, NULL)) AS committed_contribution_nats,
+    avg(iif(op = 'germinate', parameters, NULL)) AS parameters
+FROM transition JOIN round USING (round) WHERE blueprint IS NOT NULL
+GROUP BY arm, blueprint ORDER BY arm, germinated DESC, blueprint
