@@ -15,8 +15,7 @@ from urllib.parse import quote
 
 from esper.karn.views import create_views, views
 from esper.leyline.errors import EsperError
-from esper.nissa.machine import store_files
-from esper.nissa.schema import APPLICATION_ID, SCHEMA_VERSION, STORE, create
+from esper.nissa.schema import APPLICATION_ID, SCHEMA_VERSION, STORE, check_sqlite, create, store_files
 
 _HEADER = 100
 """Bytes of a SQLite file's header."""
@@ -58,6 +57,7 @@ class RunReader:
     """
 
     def __init__(self, run: Path, other: Path | None = None) -> None:
+        check_sqlite()
         self.path = _find(run)
         with contextlib.ExitStack() as stack:
             self._db = _open(self.path, stack)

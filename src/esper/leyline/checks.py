@@ -1,11 +1,15 @@
 """Gates and their checks by name: what is asked before a transition, and what can refuse an action."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from enum import IntEnum
-
-import torch
+from typing import TYPE_CHECKING
 
 from esper.leyline.stages import Stage
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Gate(IntEnum):

@@ -3,9 +3,13 @@
 Every set of stages used anywhere in Esper is computed here, from `VALID_TRANSITIONS`.
 """
 
-from enum import IntEnum
+from __future__ import annotations
 
-import torch
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Stage(IntEnum):
@@ -90,6 +94,9 @@ STEP_TABLE = {**ADVANCE_TARGET, **{s: next(iter(VALID_TRANSITIONS[s])) for s in 
 
 def stage_table(stages: frozenset[Stage]) -> torch.Tensor:
     """Bool [STAGE_COUNT], true at the given stages: index it with a stage tensor to test membership."""
+    # Here and below: whoever only reads names of stages, as the viewers of a run do, does not wait for torch.
+    import torch
+
     table = torch.zeros(STAGE_COUNT, dtype=torch.bool)
     table[[int(s) for s in stages]] = True
     return table
@@ -97,4 +104,6 @@ def stage_table(stages: frozenset[Stage]) -> torch.Tensor:
 
 def next_stage_table() -> torch.Tensor:
     """Int64 [STAGE_COUNT]: `STEP_TABLE` as a tensor, each other stage mapped to itself."""
+    import torch
+
     return torch.tensor([int(STEP_TABLE.get(Stage(s), s)) if s != 5 else 5 for s in range(STAGE_COUNT)])

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from esper import __version__
+from esper.nissa.schema import store_files
 
 _SOURCE = Path(__file__).parent
 
@@ -88,8 +89,3 @@ class MachineSampler:
             "accelerator_memory_bytes": torch.cuda.memory_reserved() if on_gpu else None,
             "accelerator_free_bytes": torch.cuda.mem_get_info()[0] if on_gpu else None,
         }
-
-
-def store_files(store: Path) -> list[Path]:
-    """The store and what SQLite keeps beside it while it is open."""
-    return [store, *(store.with_name(store.name + suffix) for suffix in ("-wal", "-shm"))]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from importlib.resources import files
+from pathlib import Path
 
 from esper.leyline.checks import ALL_GATE_CHECKS, CHECK_TEXT, GATE_CHECKS, Check
+from esper.leyline.errors import EsperError
 
 STORE = "run.sqlite"
 """Name of the store in a run's folder."""
@@ -13,6 +15,8 @@ APPLICATION_ID = 0x45535052
 """Marks a SQLite file as an Esper store ("ESPR")."""
 SCHEMA_VERSION = 1
 """Goes up with every change of schema.sql."""
+OLDEST_SQLITE = (3, 37, 0)
+"""The first with STRICT tables."""
 
 QUANTITIES: dict[Check, str] = {
     Check.HOST_LOSS: "host_loss_nats",
@@ -37,3 +41,23 @@ def create(db: sqlite3.Connection) -> None:
     db.executemany(f"INSERT INTO gate_check ({columns}) VALUES (?, ?, ?, ?, ?)", checks)
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def store_files(store: Path) -> list[Path]:
+    """The store and what SQLite keeps beside it while it is open."""
+    return [store, *(store.with_name(store.name + suffix) for suffix in ("-wal", "-shm"))]
+
+
+def check_sqlite() -> None:
+    """Refuse an SQLite that knows no STRICT tables.
+
+    Raises
+    ------
+    EsperError
+        It is too old.
+    """
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        raise EsperError(
+            f"SQLite {oldest} or newer is needed, this Python has {sqlite3.sqlite_version}; use a newer Python"
+        )

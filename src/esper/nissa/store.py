@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from esper.leyline.clock import Spent
 from esper.leyline.errors import EsperError
 from esper.nissa.incidents import HEARTBEAT_LATE, Rule, default_rules
+from esper.nissa.schema import check_sqlite
 from esper.nissa.writer import Batch, Writer, Writes
 
 CAPACITY = 200_000
@@ -62,6 +63,7 @@ class RunStore:
         rules: dict[str, Rule] | None = None,
         capacity: int = CAPACITY,
     ) -> None:
+        check_sqlite()
         self.path = path
         self._rules = default_rules() if rules is None else rules
         self._run = {**run, "heartbeat_late_s": self._rules[HEARTBEAT_LATE].open_above}

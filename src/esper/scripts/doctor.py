@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,13 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from esper import __version__
+from esper.karn.reader import RunReader
 from esper.kasmina.export import export_row
 from esper.kasmina.hosts import Host
 from esper.kasmina.population import Population
 from esper.leyline.actions import SiteKind
-from esper.leyline.config import GrowthConfig, HostConfig
+from esper.leyline.config import GrowthConfig, HostConfig, RunConfig
 from esper.leyline.errors import EsperError
 from esper.leyline.files import write_atomic
+from esper.nissa.schema import STORE
+from esper.nissa.store import RunStore
+from esper.simic.recorder import run_columns
 from esper.tolaria.batches import shared
 from esper.tolaria.datasets import DATASETS
 from esper.tolaria.machine import tune_process
@@ -58,6 +63,18 @@ def _row_layers() -> str:
     return f"equal to plain modules to {worst:.0e}"
 
 
+def _store() -> str:
+    """Write a run store and read it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / STORE
+        RunStore(path, run_columns(RunConfig(), "doctor", 0)).close("finished")
+        with RunReader(path) as reader:
+            ((status,),) = reader.query("SELECT status FROM now", 1).rows
+    if status != "finished":
+        raise EsperError(f"a run store written as finished reads as {status}; this SQLite computes wrongly")
+    return f"written and read with SQLite {sqlite3.sqlite_version}"
+
+
 def _disk() -> str:
     with tempfile.TemporaryDirectory() as folder:
         write_atomic(Path(folder) / "probe", bytes(2**20))
@@ -70,6 +87,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "accelerator": _accelerator,
     "data": _data,
     "row layers": _row_layers,
+    "run store": _store,
     "disk": _disk,
 }
 

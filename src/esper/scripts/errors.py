@@ -1,4 +1,4 @@
-"""One clear line for what a user got wrong."""
+"""One clear line for what a user got wrong, and the exit codes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import re
 
 from pydantic import ValidationError
 
+BAD_INPUT = 2
+"""Exit code where the user can put it right."""
+INTERRUPTED = 130
+"""Exit code of what ctrl-C ended, as shells have it."""
+READER_GONE = 141
+"""Exit code where the output's reader ended first, as `head` does; shells report SIGPIPE so."""
 _BOX = re.compile(r"[╭╮╰╯│]")
 _RULE = re.compile(r"[─-]+")
 _OWN_RULE = "Value error, "

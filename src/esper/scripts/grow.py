@@ -12,19 +12,19 @@ from types import FrameType
 
 from rich.console import Console
 
+from esper.karn.reader import RunReader
 from esper.leyline.config import RUN_FOLDER, RunConfig
-from esper.leyline.errors import EsperError
 from esper.nissa.store import RunStore
 from esper.scripts.display import Display, result_table
-from esper.scripts.errors import validation_line
+from esper.scripts.errors import INTERRUPTED
 from esper.simic.grow import ARMS, GROWN, ROW, Arm, ArmResult
 from esper.simic.recorder import run_columns
 from esper.simic.run_folder import CONFIG, RunFolder
 from esper.tolaria.machine import check_device, tune_process
 from esper.tolaria.tasks import load_task
 
-INTERRUPTED = 130
-"""Exit code of a run that ctrl-C ended, as shells have it."""
+MOST_INCIDENTS = 10
+"""How many are told of at the end; the store has all."""
 
 
 class _Interrupt:
@@ -87,7 +87,17 @@ def grow(config: RunConfig, *, out: Path | None, replace: bool) -> int:
         )
         return INTERRUPTED
     console.print(f"Saved in {path}. Load it without Esper: python {path / 'model.py'}", soft_wrap=True)
+    if config.recording.record != "off":
+        _tell_incidents(console, folder.store)
+        console.print(f"What happened, and why: esper query {shlex.quote(str(path))} --view events", soft_wrap=True)
     return 0
+
+
+def _tell_incidents(console: Console, store: Path) -> None:
+    """Say what deserves attention, in the words of the store."""
+    with RunReader(store) as reader:
+        for subject, message in reader.query("SELECT subject, message FROM incidents", MOST_INCIDENTS).rows:
+            console.print(f"Incident ({subject}): {message}", soft_wrap=True, highlight=False)
 
 
 @contextmanager
@@ -104,22 +114,3 @@ def _store(folder: RunFolder, config: RunConfig) -> Iterator[RunStore | None]:
     columns = run_columns(config, "grow", config.training.horizon * len(ARMS))
     with RunStore(folder.store, columns, error=recording.record_error, report=report) as store:
         yield store
-
-
-def read_config(path: Path) -> RunConfig:
-    """Read the configuration of an earlier run.
-
-    Raises
-    ------
-    EsperError
-        The file is missing, damaged, or holds something else.
-    """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise EsperError(f"config: cannot read {path}: {reason}; name the config.json of a run") from error
-    try:
-        return RunConfig.model_validate_json(text)
-    except ValueError as error:
-        raise EsperError(f"config: {path}: {validation_line(error)}") from error

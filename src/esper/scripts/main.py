@@ -12,36 +12,16 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from esper.leyline.config import RUN_FOLDER, RunConfig
 from esper.leyline.errors import EsperError
-from esper.scripts.doctor import doctor
-from esper.scripts.errors import parse_line
-from esper.scripts.grow import INTERRUPTED, grow, read_config
+from esper.scripts.errors import BAD_INPUT, INTERRUPTED, READER_GONE, parse_line, validation_line
 from esper.scripts.query import Format, query, runs
-from esper.tolaria.tasks import TASKS, load_task
-
-BAD_INPUT = 2
-"""Exit code where the user can put it right."""
-READER_GONE = 141
-"""Exit code where the output's reader ended first, as `head` does; shells report SIGPIPE so."""
-
-
-def tasks() -> int:
-    """List the tasks with their hosts."""
-    table = Table("task", "host", "parameters", "slots", "multiply-adds", "about", title="Tasks")
-    for config in TASKS.values():
-        for which in ("impaired", "ample"):
-            host = load_task(config.name, which).host
-            numbers = (f"{host.body.parameter_count:,}", str(host.slot_config.slots), f"{host.cost():,}")
-            table.add_row(config.name, which, *numbers, config.summary)
-    Console().print(table)
-    return 0
 
 
 def _commands(default: RunConfig) -> dict[str, Callable[..., int]]:
+    """Commands by name. What computes is imported by the command that needs it: help and questions should not wait."""
+
     def grow_command(
         config: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = default,
         out: Path | None = None,
@@ -58,7 +38,19 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., int]]:
         replace
             Overwrite an earlier run in that folder.
         """
+        from esper.scripts.grow import grow
+
         return grow(config, out=out, replace=replace)
+
+    def tasks_command() -> int:
+        """List the tasks with their hosts."""
+        from esper.scripts.tasks import tasks
+
+        return tasks()
+
+    def doctor_command() -> int:
+        """Check whether this machine does what Esper needs; give 0 if all passed, 2 if not."""
+        return doctor()
 
     def query_command(
         run: tyro.conf.Positional[Path],
@@ -99,7 +91,32 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., int]]:
         """
         return runs(folder)
 
-    return {"grow": grow_command, "runs": runs_command, "query": query_command, "tasks": tasks, "doctor": doctor}
+    return {
+        "grow": grow_command,
+        "runs": runs_command,
+        "query": query_command,
+        "tasks": tasks_command,
+        "doctor": doctor_command,
+    }
+
+
+def _read_config(path: Path) -> RunConfig:
+    """Read the configuration of an earlier run.
+
+    Raises
+    ------
+    EsperError
+        The file is missing, damaged, or holds something else.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise EsperError(f"config: cannot read {path}: {reason}; name the config.json of a run") from error
+    try:
+        return RunConfig.model_validate_json(text)
+    except ValueError as error:
+        raise EsperError(f"config: {path}: {validation_line(error)}") from error
 
 
 def _take_config(arguments: list[str]) -> RunConfig:
@@ -112,7 +129,7 @@ def _take_config(arguments: list[str]) -> RunConfig:
             raise EsperError("--config: a file is missing behind it; name the config.json of a run")
         path = value if equals else arguments[at + 1]
         del arguments[at : at + (1 if equals else 2)]
-        return read_config(Path(path))
+        return _read_config(Path(path))
     return RunConfig()
 
 

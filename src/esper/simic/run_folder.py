@@ -19,8 +19,7 @@ from esper.kasmina.population import Population
 from esper.leyline.config import RunConfig
 from esper.leyline.errors import EsperError
 from esper.leyline.files import write_atomic
-from esper.nissa.machine import store_files
-from esper.nissa.schema import STORE
+from esper.nissa.schema import STORE, store_files
 
 CONFIG = "config.json"
 MODEL, MODEL_DESCRIPTION, LOADER = "model.safetensors", "model.json", "model.py"
