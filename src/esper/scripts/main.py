@@ -50,6 +50,8 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., int]]:
 
     def doctor_command() -> int:
         """Check whether this machine does what Esper needs; give 0 if all passed, 2 if not."""
+        from esper.scripts.doctor import doctor
+
         return doctor()
 
     def query_command(
