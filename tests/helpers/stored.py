@@ -3,8 +3,9 @@
 import sqlite3
 from contextlib import closing
 
-# What two runs of one configuration do not share: when, for how long and in which process they ran.
-_OF_THE_MOMENT = {"run_id", "process_id", "flushes", "stalls"}
+# What two runs of one configuration do not share: when, for how long and in which process they ran, and what somebody
+# committed or changed in the repository in between.
+_OF_THE_MOMENT = {"run_id", "process_id", "flushes", "stalls", "commit_hash"}
 _TABLES_OF_THE_MOMENT = {"timing", "machine", "incident"}
 
 

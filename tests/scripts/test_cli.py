@@ -130,7 +130,10 @@ def test_a_whole_run_on_a_pipe(home):
         assert arm["status"] == "finished"
     assert column(store, "SELECT status FROM run") == ["finished"]
     check_whole(store)
-    assert lines[-1] == "Saved in run. Load it without Esper: python run/model.py"
+    assert lines[-2:] == [
+        "Saved in run. Load it without Esper: python run/model.py",
+        "What happened, and why: esper query run --view events",
+    ]
     # And so it does.
     model = subprocess.run([sys.executable, "run/model.py"], capture_output=True, text=True, check=True, timeout=120)
     assert model.stdout.endswith(f"{arms[0]['host_parameters'] + arms[0]['added_parameters']:,} parameters\n")

@@ -121,6 +121,9 @@ CREATE TABLE episode (
     PRIMARY KEY (round, row)
 ) STRICT, WITHOUT ROWID;
 
+-- Who is compared with a round that has ended.
+CREATE INDEX episode_of_twin ON episode (twin_round);
+
 -- Every decision of every row (level full).
 CREATE TABLE decision (
     round INTEGER NOT NULL,

@@ -206,4 +206,6 @@ class RunStore:
 
     def _in_words(self, error: Exception) -> EsperError:
         reason = getattr(error, "strerror", None) or str(error)
+        if not self._flushed:
+            return EsperError(f"cannot write {self.path}: {reason}; free the disk or choose another folder")
         return EsperError(f"cannot write {self.path}: {reason}; what was recorded before is kept in it")

@@ -16,7 +16,7 @@ import numpy as np
 
 from esper.nissa.incidents import Rule, Watch
 from esper.nissa.machine import MachineSampler
-from esper.nissa.schema import create
+from esper.nissa.schema import create, store_files
 
 SAMPLE_EVERY = 5.0
 """Seconds between two samples of the machine."""
@@ -106,14 +106,21 @@ class Writer:
         self._own = (0.0, 0.0)
         """Wall and processor time of the flush before."""
         self._db = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
-        # The write-ahead log lets others read meanwhile. Unsynced commits survive the process, though not the machine.
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        create(self._db)
-        with self._transaction():
-            now = time.time()
-            start = {"id": 1, "status": "running", "started_unix_s": now, "heartbeat_unix_s": now}
-            self._insert(Rows("run", {**run, **start, "flushes": [0], "stalls": 0, "stall_s": 0.0}))
+        try:
+            # The log lets others read meanwhile. A commit survives the process, though not always the machine.
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            create(self._db)
+            with self._transaction():
+                now = time.time()
+                start = {"id": 1, "status": "running", "started_unix_s": now, "heartbeat_unix_s": now}
+                self._insert(Rows("run", {**run, **start, "flushes": [0], "stalls": 0, "stall_s": 0.0}))
+        except BaseException:
+            # A store without a run is of use to nobody.
+            self._db.close()
+            for file in store_files(path):
+                file.unlink(missing_ok=True)
+            raise
 
     def flush(self, batch: Batch) -> None:
         """Write a batch in one transaction, and what belongs to every flush: heartbeat, times, machine, incidents."""
@@ -147,6 +154,8 @@ class Writer:
     def give_up(self, reason: str) -> None:
         """Say in the file, if that still works, that the record ends here."""
         with contextlib.suppress(sqlite3.Error):
+            # The log gives its place back: on a full disk that may be all there is.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             values = {"status": "failed", "status_reason": reason, "ended_unix_s": time.time()}
             self._change(Change("run", values, {"id": 1}))
 
@@ -174,6 +183,7 @@ class Writer:
         end = {}
         if batch.end is not None:
             end = {"status": batch.end[0], "status_reason": batch.end[1], "ended_unix_s": now}
+            self._db.execute("UPDATE episode SET status = 'interrupted' WHERE status = 'running'")
         values = {"heartbeat_unix_s": now, "stalls": batch.stalls, "stall_s": batch.stall_s, **end}
         self._change(Change("run", values, {"id": 1}))
         self._db.execute("UPDATE run SET flushes = flushes + 1")

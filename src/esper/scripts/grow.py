@@ -70,14 +70,16 @@ def grow(config: RunConfig, *, out: Path | None, replace: bool) -> int:
                 display.show(name, line, events)
             if name == GROWN:
                 folder.model(arm.episode.population, ROW)
+            if arm.episode.done:
+                results.append(arm.result())
             if interrupt.asked:
-                if store is not None:
-                    store.close("interrupted")
                 break
-            results.append(arm.result())
+        finished = len(results) == len(ARMS)
+        if store is not None:
+            store.close("finished" if finished else "interrupted")
     if results:
         console.print(result_table(results))
-    if interrupt.asked:
+    if not finished:
         again = f"esper grow --config {shlex.quote(str(path / CONFIG))} --out {shlex.quote(str(path) + '-again')}"
         console.print(
             f"Stopped after decision {arm.episode.decision} of {config.training.horizon} ({arm.name}). "
