@@ -174,6 +174,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_flushed(path):
     assert len(kept) >= 5
     assert values(path, "PRAGMA integrity_check") == ["ok"]
     assert values(path, "SELECT flushes FROM run") == [len(kept) + 1]
+    assert (run_of(path)["status"], run_of(path)["status_reason"][:15]) == ("failed", "recording ended")
 
 
 def test_a_full_disk_that_does_not_matter(path):
@@ -192,8 +193,9 @@ def test_a_disk_that_is_full_from_the_start(path, error):
     told = []
     with file_size_limit(10_000), pytest.raises(EsperError, match=f"^cannot write {path}: "):
         open_store(path, error=error, report=told.append)
-    # Nothing would be lost by stopping now.
+    # Nothing would be lost by stopping now, and nothing is left behind.
     assert told == []
+    assert names(path.parent) == []
 
 
 class Ours(Exception):
@@ -245,3 +247,5 @@ def test_a_run_that_says_too_little(path):
     told = {name: value for name, value in RUN.items() if name != "task"}
     with pytest.raises(sqlite3.IntegrityError, match=r"run\.task"):
         RunStore(path, told)
+    # A store without a run is of use to nobody.
+    assert names(path.parent) == []

@@ -37,6 +37,8 @@ class Rule(BaseModel):
                 raise ValueError(f"closes at {closes:g}, outside of where it opens, {opens:g}")
         if self.open_below is None and self.open_above is None:
             raise ValueError("no limit")
+        if self.close_above is not None and self.close_below is not None and self.close_above > self.close_below:
+            raise ValueError("nothing lies inside both limits")
         return self
 
     def broken(self, value: float) -> float | None:

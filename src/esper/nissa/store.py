@@ -97,13 +97,18 @@ class RunStore:
             else:
                 self.close("failed", f"{type(error).__name__}: {error}")
 
-    def add(self, rows: int, writes: Writes) -> None:
+    def add(self, rows: int, writes: Writes) -> bool:
         """Queue something to write; wait while the buffer is full.
 
         Parameters
         ----------
         rows
             About how many rows it will be.
+
+        Returns
+        -------
+        bool
+            Whether it will be written: not if the run goes on without its store.
         """
         with self._condition:
             if self._full(rows):
@@ -117,6 +122,7 @@ class RunStore:
             if not self._over:
                 self._waiting.append(writes)
                 self._waiting_rows += rows
+            return not self._over
 
     def time(self, number: int, decisions: int, spent: Mapping[str, Spent]) -> None:
         """Add what the phases of a round took; it is written with the next flush."""

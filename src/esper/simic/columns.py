@@ -45,7 +45,7 @@ _GATES = _names({gate: gate.name for gate in Gate}, max(Gate) + 1)
 _BLUEPRINTS = _names({b: b.name.lower() for b in Blueprint if b is not Blueprint.NOOP}, len(Blueprint))
 _OPERATORS = _names({o: o.name.lower() for o in Operator}, len(Operator))
 _CHOICES: dict[Head, tuple[str, np.ndarray]] = {
-    Head.BLUEPRINT: ("blueprint", _BLUEPRINTS),
+    Head.BLUEPRINT: ("blueprint", _names({b: b.name.lower() for b in Blueprint}, len(Blueprint))),
     Head.STYLE: ("style", _names({s: s.name.lower() for s in Style}, len(Style))),
     Head.TEMPO: ("tempo_decisions", np.array(TEMPOS, dtype=object)),
     Head.ALPHA_TARGET: ("alpha_target", np.array(ALPHA_TARGETS, dtype=object)),

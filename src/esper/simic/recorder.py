@@ -116,7 +116,8 @@ class RoundRecorder:
         self._step = step
         self._waiting.append(step)
         rows, slots = step.structure.stage.shape
-        self._store.add(rows * (2 + slots), self._decision_writes)
+        if not self._store.add(rows * (2 + slots), self._decision_writes):
+            self._waiting.clear()
         made = self._episode.decision
         self._store.time(self._number, made - self._timed, self._episode.clock.take())
         self._timed = made

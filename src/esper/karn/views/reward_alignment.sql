@@ -2,7 +2,8 @@
 -- Over the episodes of a round. `correlation_squared` keeps the sign of the correlation: 1 is perfect, below 0 it pays for harm.
 WITH pair AS (
     SELECT e.round, e.reward AS x, t.val_loss_nats - e.val_loss_nats - e.rent_nats AS y
-    FROM episode AS e JOIN episode AS t ON t.round = e.twin_round AND t.row = e.twin_row WHERE e.reward IS NOT NULL),
+    FROM episode AS e JOIN episode AS t ON t.round = e.twin_round AND t.row = e.twin_row
+    WHERE x IS NOT NULL AND y IS NOT NULL),
 moments AS (
     SELECT round, count(*) AS episodes, avg(x) AS reward, avg(y) AS net_nats, max(abs(x - y)) AS largest_difference,
         avg(x * y) - avg(x) * avg(y) AS xy, avg(x * x) - avg(x) * avg(x) AS xx, avg(y * y) - avg(y) * avg(y) AS yy
