@@ -10,7 +10,9 @@ import sqlite3
 import pytest
 
 from esper.karn.reader import RunReader
+from esper.karn.views import views
 from esper.leyline.config import RunConfig
+from esper.leyline.errors import EsperError
 from esper.nissa.schema import create
 from esper.scripts.main import main
 from esper.simic.episode import Episode
@@ -95,3 +97,39 @@ def mutated(content, random, *, most=8):
         at = page + random.randrange(random.choice((128, 4096)))
         data[at] = random.choice((0, 1, 127, 128, 255, random.randrange(256)))
     return bytes(data)
+
+
+def count(run, table="round"):
+    with RunReader(run) as reader:
+        ((number,),) = reader.query(f"SELECT count(*) FROM {table}", 1).rows
+    return number
+
+
+def everything(run):
+    """Give every table, and every view that does not look at the clock."""
+    with RunReader(run) as reader:
+        tables = [name for (name,) in reader.query("SELECT name FROM sqlite_schema WHERE type = 'table'", 99).rows]
+        found = {name: reader.query(f"SELECT * FROM {name}", 10**6).rows for name in tables}
+        return found | {name: reader.view(name, 10**6).rows for name in set(views()) - {"now", "incidents"}}
+
+
+def look_at_everything(path):
+    """Read all there is; count the answers and the complaints."""
+    answers, complaints = 0, []
+    try:
+        with RunReader(path, path) as reader:
+            for name in views():
+                try:
+                    reader.view(name, 50)
+                    answers += 1
+                except EsperError as error:
+                    complaints.append(str(error))
+    except EsperError as error:
+        complaints.append(str(error))
+    assert all("\n" not in line for line in complaints)
+    return answers, complaints
+
+
+def left_in(folder):
+    """Give what lies in a folder: names, contents, times of change."""
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}

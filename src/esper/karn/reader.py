@@ -21,6 +21,8 @@ _HEADER = 100
 """Bytes of a SQLite file's header."""
 _STEPS = 10_000
 """Steps of SQLite between two looks for ctrl-C."""
+_MOST_ROWS = 2**31 - 1
+"""That SQLite's module can be asked for at once."""
 _READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _TABLE_PRAGMAS = {"table_info", "table_list"}
 
@@ -93,7 +95,7 @@ class RunReader:
         """
         with _in_words(self.path):
             cursor = self._db.execute(sql)
-            rows = cursor.fetchmany(limit + 1)
+            rows = cursor.fetchmany(min(limit + 1, _MOST_ROWS))
             columns = tuple(description[0] for description in cursor.description or ())
             return Answer(columns, rows[:limit], len(rows) > limit)
 
@@ -138,7 +140,8 @@ def _open(path: Path, stack: contextlib.ExitStack) -> sqlite3.Connection:
 
 def _connect(path: Path, stack: contextlib.ExitStack) -> sqlite3.Connection:
     db = stack.enter_context(contextlib.closing(sqlite3.connect(_uri(path), uri=True, isolation_level=None)))
-    if db.execute("SELECT count(*) FROM run").fetchone() != (1,):
+    begun = db.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'run'").fetchone() == (1,)
+    if not begun or db.execute("SELECT count(*) FROM run").fetchone() != (1,):
         raise EsperError(f"{path}: the run was not begun; nothing to read")
     return db
 
@@ -157,6 +160,10 @@ def _check_header(path: Path) -> None:
             f"{path}: written by a newer Esper (schema {version}, this one reads {SCHEMA_VERSION}); upgrade Esper"
         )
     page_size = int.from_bytes(header[16:18], "big")
+    log = store_files(path)[1]
+    if log.exists() and log.stat().st_size:
+        # While pages move in from the log, the file may be shorter than it says.
+        return
     if path.stat().st_size < pages * (page_size if page_size > 1 else 65536):
         raise EsperError(f"{path}: damaged, its end is missing; take another copy")
 
@@ -173,11 +180,13 @@ def _in_words(path: Path) -> Iterator[None]:
     """Say in one line what SQLite found wrong."""
     try:
         yield
-    except (sqlite3.Error, sqlite3.Warning, OSError) as error:
-        text = str(error)
+    except UnicodeEncodeError as error:
+        raise EsperError("query: not valid text") from error
+    except (sqlite3.Error, sqlite3.Warning, OSError, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())
         if text == "interrupted":
             raise KeyboardInterrupt from error
-        if "not authorized" in text:
+        if "not authorized" in text or "authorization denied" in text:
             raise EsperError("query: a store is only read; use one SELECT") from error
         if isinstance(error, OSError):
             raise EsperError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -107,14 +107,14 @@ class Writer:
         """Wall and processor time of the flush before."""
         self._db = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
         try:
-            # The log lets others read meanwhile. A commit survives the process, though not always the machine.
+            create(self._db)
+            now = time.time()
+            start = {"id": 1, "status": "running", "started_unix_s": now, "heartbeat_unix_s": now}
+            self._insert(Rows("run", {**run, **start, "flushes": [0], "stalls": 0, "stall_s": 0.0}))
+            # The log lets others read meanwhile. A commit survives the process, though not always the machine. Begun
+            # before it, the file itself says from the first moment on what it is.
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
-            create(self._db)
-            with self._transaction():
-                now = time.time()
-                start = {"id": 1, "status": "running", "started_unix_s": now, "heartbeat_unix_s": now}
-                self._insert(Rows("run", {**run, **start, "flushes": [0], "stalls": 0, "stall_s": 0.0}))
         except BaseException:
             # A store without a run is of use to nobody.
             self._db.close()

@@ -67,20 +67,34 @@ def _facts(store: Path) -> dict[str, Any]:
             answer = reader.view("now", 1)
     except EsperError as error:
         return {"unreadable": str(error).removeprefix(f"{store}: ")}
-    return dict(zip(answer.columns, answer.rows[0], strict=True))
+    facts = dict(zip(answer.columns, answer.rows[0], strict=True))
+    if not all(isinstance(facts[name], kind) for name, kind in _KINDS.items()):
+        return {"unreadable": "damaged: what it says of the run makes no sense"}
+    return facts
 
 
-def _line(store: Path, folder: Path, facts: dict[str, Any]) -> list[str | Text]:
-    name = str(store.parent.relative_to(folder))
+_KINDS = {
+    "status": str,
+    "task": str,
+    "host": str,
+    "controller": str,
+    "seed": int,
+    "age_s": float,
+    "open_incidents": int,
+}
+"""What the list needs of a run, and cannot say without."""
+
+
+def _line(store: Path, folder: Path, facts: dict[str, Any]) -> list[Text]:
+    # As text: names may hold what rich takes for markup.
+    name = Text(str(store.parent.relative_to(folder)))
     if "unreadable" in facts:
         return [name, Text(f"unreadable: {facts['unreadable']}", style="red")]
     status = facts["status"]
     if status == "running":
         status = f"running, {facts['progress_share'] or 0:.0%}"
-    accuracy, parameters, incidents = (facts[name] for name in ("test_accuracy", "parameters", "open_incidents"))
-    return [
-        name,
-        Text(status, style=_STATUS_STYLE.get(facts["status"], "")),
+    accuracy, parameters, incidents = (facts[column] for column in ("test_accuracy", "parameters", "open_incidents"))
+    others = (
         f"{facts['task']} ({facts['host']})",
         facts["controller"],
         str(facts["seed"]),
@@ -88,7 +102,8 @@ def _line(store: Path, folder: Path, facts: dict[str, Any]) -> list[str | Text]:
         "" if parameters is None else f"{parameters:,.0f}",
         str(incidents) if incidents else "",
         f"{_span(facts['age_s'])} ago",
-    ]
+    )
+    return [name, Text(status, style=_STATUS_STYLE.get(facts["status"], "")), *map(Text, others)]
 
 
 _STATUS_STYLE = {"running": "cyan", "finished": "green", "interrupted": "yellow", "failed": "red", "lost": "red"}
@@ -109,7 +124,7 @@ def _write_table(answer: Answer) -> None:
     table = Table(box=SIMPLE_HEAD)
     for at, name in enumerate(answer.columns):
         number = all(isinstance(row[at], int | float | None) for row in answer.rows)
-        table.add_column(name, justify="right" if number else "left")
+        table.add_column(Text(name), justify="right" if number else "left")
     for row in answer.rows:
         table.add_row(*(Text(_cell(value)) for value in row))
     _console().print(table)
@@ -118,13 +133,17 @@ def _write_table(answer: Answer) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return "·"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(_readable(value))
+
+
+def _readable(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def _write_csv(answer: Answer) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(answer.columns)
-    writer.writerows(answer.rows)
+    writer.writerows([_readable(value) for value in row] for row in answer.rows)
 
 
 def _write_json(answer: Answer) -> None:
@@ -134,7 +153,7 @@ def _write_json(answer: Answer) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else _readable(value)
 
 
 _WRITERS = {"table": _write_table, "csv": _write_csv, "json": _write_json}

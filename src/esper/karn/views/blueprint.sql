@@ -9,6 +9,6 @@ SELECT
     1.0 * sum(after = 'FOSSILIZED' AND allowed) / nullif(sum(op = 'germinate' AND allowed), 0) AS committed_share,
     avg(iif(before = 'TRAINING' AND after = 'BLENDING', incubator_gain_nats, NULL)) AS incubator_gain_nats,
     avg(iif(after = 'FOSSILIZED' AND allowed, contribution_nats, NULL)) AS committed_contribution_nats,
-    avg(iif(op = 'germinate', parameters, NULL)) AS parameters
+    avg(iif(op = 'germinate' AND allowed, parameters, NULL)) AS parameters
 FROM transition JOIN round USING (round) WHERE blueprint IS NOT NULL
 GROUP BY arm, blueprint ORDER BY arm, germinated DESC, blueprint

@@ -22,7 +22,7 @@ UNION ALL SELECT 'blended seeds without a contribution, last decision', blended 
     iif(blended > 0, measured = blended, NULL) FROM last_seeds
 UNION ALL SELECT 'rounds without an end', unfinished, 'rounds', iif(status = 'finished', unfinished = 0, NULL) FROM run, made
 UNION ALL SELECT 'waits for a full buffer', stalls, 'waits', stalls = 0 FROM run
-UNION ALL SELECT 'time waited for a full buffer', stall_s, 's', stall_s < 0.01 * (heartbeat_unix_s - started_unix_s) FROM run
+UNION ALL SELECT 'time waited for a full buffer', stall_s, 's', stall_s <= 0.01 * (heartbeat_unix_s - started_unix_s) FROM run
 UNION ALL SELECT 'writer, of the wall time', (SELECT sum(wall_s) FROM timing WHERE phase = 'write') / (heartbeat_unix_s - started_unix_s),
     'share', NULL FROM run
 UNION ALL SELECT 'longest silence', max(silence), 's', max(silence) <= max(heartbeat_late_s) FROM run, (
