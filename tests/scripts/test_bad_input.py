@@ -221,7 +221,7 @@ def on_a_small_disk(size, *arguments):
 
 
 # Bytes, and the file that is the first not to fit.
-@pytest.mark.parametrize(("size", "first"), [(400, "config.json"), (4000, "run.sqlite"), (100_000, "run.sqlite")])
+@pytest.mark.parametrize(("size", "first"), [(400, "config.json"), (4000, "run.sqlite"), (60_000, "run.sqlite")])
 def test_full_disk_before_the_first_decision(home, capsys, size, first):
     code, out, err = on_a_small_disk(size, "--task", "digits-mlp", *SHORT)
     assert (code, out) == (2, "")
@@ -236,7 +236,7 @@ def test_full_disk_before_the_first_decision(home, capsys, size, first):
 
 def test_full_disk_in_the_middle_of_the_record(home, capsys):
     # Room for the record of the grown network, but not for that of all three.
-    code, out, err = on_a_small_disk(300 * 1024, *LIVELY[:-3], "100", *LIVELY[-2:])
+    code, out, err = on_a_small_disk(150 * 1024, *LIVELY[:-3], "100", *LIVELY[-2:])
     assert code == 2
     assert len(err.splitlines()) == 1
     assert err.startswith("esper: cannot write run/run.sqlite: ")
