@@ -5,6 +5,7 @@ Shapes: R rows, S slots, H heads, O operations or operators, B blueprints, C gat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -31,11 +32,13 @@ from esper.simic.episode import Step
 from esper.simic.story import Transitions
 
 Columns = dict[str, Any]
+NULL = math.nan
+"""What becomes NULL, in columns of text too: sqlite3 sends None through its adapters, at several times the cost."""
 
 
 def _names(members: Mapping[int, str], count: int) -> np.ndarray:
-    """Object array: name of each value, None where there is none."""
-    return np.array([members.get(value) for value in range(count)], dtype=object)
+    """Object array: name of each value, NULL where there is none."""
+    return np.array([members.get(value, NULL) for value in range(count)], dtype=object)
 
 
 _OPS = _names({op: op.name.lower() for op in Op}, len(Op))
@@ -171,21 +174,21 @@ def _failed(passed_NC: np.ndarray) -> np.ndarray:
     names = [check.name for check in ALL_GATE_CHECKS]
     distinct, inverse = np.unique(~passed_NC, axis=0, return_inverse=True)
     texts = [
-        ",".join(name for name, failed in zip(names, row, strict=True) if failed) or None for row in distinct.tolist()
+        ",".join(name for name, failed in zip(names, row, strict=True) if failed) or NULL for row in distinct.tolist()
     ]
-    named: np.ndarray = np.array([*texts, None], dtype=object)[inverse.reshape(-1)]
+    named: np.ndarray = np.array([*texts, NULL], dtype=object)[inverse.reshape(-1)]
     return named
 
 
 def _look_up(table: np.ndarray, index: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """What choices stand for; None where the head does not apply or the choice does not exist."""
+    """What choices stand for; NULL where the head does not apply or the choice does not exist."""
     exists = used & (index >= 0) & (index < len(table))
     return _or_null(exists, table[np.where(exists, index, 0)])
 
 
 def _or_null(there: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Keep the values that are there; None elsewhere."""
-    kept = np.full(there.shape, None, dtype=object)
+    """Keep the values that are there; NULL elsewhere."""
+    kept = np.full(there.shape, NULL, dtype=object)
     kept[there] = values[there]
     return kept
 
