@@ -225,8 +225,9 @@ def test_an_error_in_making_rows_is_told_as_it_is(path):
     [
         (lambda: [rounds(0)], sqlite3.IntegrityError),
         (lambda: [losses(object(), coalition=[1])], sqlite3.InterfaceError),
+        (lambda: [losses([0.5, 0.25], coalition=[1, 2, 3])], ValueError),
     ],
-    ids=["key", "type"],
+    ids=["key", "type", "lengths"],
 )
 def test_a_mistake_of_ours_is_no_trouble_of_the_disk(path, wrong, kind):
     store = open_store(path)

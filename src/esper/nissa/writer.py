@@ -192,7 +192,12 @@ class Writer:
         names = ", ".join(rows.columns)
         marks = ", ".join("?" * len(rows.columns))
         columns = [_column(values) for values in rows.columns.values()]
-        # At least one column has the length of the table; the others repeat.
+        lengths = {len(column) for column in columns if isinstance(column, list)}
+        if len(lengths) != 1:
+            # The shortest would cut off the others, and nobody would know.
+            raise ValueError(
+                f"{rows.table}: columns of lengths {sorted(lengths)}; all but single values need the same one"
+            )
         verb = "REPLACE" if rows.replace else "INSERT"
         self._db.executemany(f"{verb} INTO {rows.table} ({names}) VALUES ({marks})", zip(*columns, strict=False))
 

@@ -62,6 +62,16 @@ _OCCUPIED = stage_table(OCCUPIED_STAGES).numpy()
 _REASONS = _names(
     {check: CHECK_TEXT[check] for check in Check if check not in (Check.NONE, *ALL_GATE_CHECKS)}, len(Check)
 )
+_CHECK_BITS = 2 ** np.arange(len(ALL_GATE_CHECKS))
+_FAILURES = np.array(
+    [
+        ",".join(check.name for check, bit in zip(ALL_GATE_CHECKS, _CHECK_BITS.tolist(), strict=True) if code & bit)
+        or NULL
+        for code in range(2 ** len(ALL_GATE_CHECKS))
+    ],
+    dtype=object,
+)
+"""Names of the checks whose bits are set."""
 _CLOCK_REASONS = _names(
     {
         Stage.BLENDING: "it faded out",
@@ -170,13 +180,8 @@ def transition_columns(told: Transitions, parameters_SBO: np.ndarray) -> Columns
 
 
 def _failed(passed_NC: np.ndarray) -> np.ndarray:
-    """Names of the checks that failed, joined by commas; few combinations ever occur."""
-    names = [check.name for check in ALL_GATE_CHECKS]
-    distinct, inverse = np.unique(~passed_NC, axis=0, return_inverse=True)
-    texts = [
-        ",".join(name for name, failed in zip(names, row, strict=True) if failed) or NULL for row in distinct.tolist()
-    ]
-    named: np.ndarray = np.array([*texts, NULL], dtype=object)[inverse.reshape(-1)]
+    """Names of the checks that failed, joined by commas."""
+    named: np.ndarray = _FAILURES[~passed_NC @ _CHECK_BITS]
     return named
 
 
