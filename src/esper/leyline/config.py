@@ -127,6 +127,69 @@ class PolicyConfig(Frozen):
     """Share of a uniform choice over what is valid, mixed into every head when it is sampled and when it is scored."""
 
 
+class ContextConfig(Frozen):
+    """What the hosts of a training round differ in; every combination is as likely."""
+
+    prices: tuple[NonNegative, ...] = Field((0.0, 0.02, 0.05, 0.1), min_length=1)
+    """Prices of added parameters (nats for each unit of ln(1 + added / host parameters)); the policy sees its own."""
+    learning_rates: tuple[Rate, ...] = Field((0.002, 0.005, 0.01), min_length=1)
+    """Peak learning rates of hosts and seeds."""
+    label_noise: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.0, 0.2), min_length=1)
+    """Shares of training labels that are wrong."""
+
+
+class ObjectiveConfig(Frozen):
+    """What growth is paid for."""
+
+    preset: Literal[
+        "paired", "shaped", "simplified", "basic", "drip", "escrow", "attribution", "sparse", "minimal", "loss"
+    ] = "paired"
+    """Terms of the reward; paired: lead over the twin less rent, as it changes."""
+    utility: Literal["loss", "accuracy"] = "loss"
+    """Measured on reward-validation: minus the loss (nats), or the accuracy (share)."""
+    shaping_weight: NonNegative = 0.02
+    """Worth of one committed seed's potential, where shaping is used."""
+    shaping_gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount of the potential: must be the learner's."""
+    attribution_steepness: NonNegative = 10.0
+    """How fast contributions are believed as the host gets ahead of its twin (1 / nats)."""
+    escrow_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of a contribution that is credited before the seed is committed."""
+    intervention_charge: NonNegative = 0.001
+    """Charge for each thing asked for, where interventions are charged."""
+
+
+class PPOConfig(Frozen):
+    """How a policy learns from a round: proximal policy optimization (Schulman et al. 2017)."""
+
+    policy_rate: Rate = 1e-3
+    """Learning rate of the policy in the first round."""
+    policy_final_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of that rate in the last round, reached linearly."""
+    epochs: Positive = 4
+    """Passes over a round."""
+    minibatches: Positive = 4
+    """Parts into which the hosts of a round are dealt for each pass; a host's whole episode stays together."""
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far the probability of an action may move before it is no longer rewarded (share)."""
+    ratio: Literal["joint", "per-head"] = "joint"
+    """Whether the heads of one action are clipped together or each for itself."""
+    target_kl: Rate = 0.05
+    """KL divergence (nats, heads summed) from which on the rest of a round's steps is left out."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount of one decision."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.97
+    """How far an advantage looks beyond the next value."""
+    advantage: Literal["gae", "group"] = "gae"
+    """What an action is compared with: the critic, or the other hosts with the same start."""
+    entropy_weight: NonNegative = 0.01
+    """Weight of the entropy, 1 for a uniform choice, averaged over heads that had a choice."""
+    value_weight: NonNegative = 0.5
+    """Weight of the squared error of the critic, in standard deviations."""
+    policy_clip_norm: Rate = 0.5
+    """Largest norm of the gradient of the policy network."""
+
+
 class RecordConfig(Frozen):
     """What is written down while a run goes on; no number of the run depends on it."""
 

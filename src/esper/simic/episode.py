@@ -19,6 +19,7 @@ from esper.leyline.config import RunConfig
 from esper.leyline.slots import EMPTY_SLOT, NOT_MEASURED, Structure, legal_ops
 from esper.leyline.transfer import Cargo, Parcel, deliver
 from esper.leyline.view import Controller, PopulationView, Scores
+from esper.simic.contexts import Contexts, noisy_labels
 from esper.tamiyo.controllers.registry import make_controller
 from esper.tamiyo.policy.distribution import raise_flag
 from esper.tolaria.batches import BatchOrder
@@ -94,6 +95,8 @@ class Episode:
         Int64: a row's id decides its initialisation and its data order.
     static
         Fill every slot with a committed seed before the first update.
+    contexts
+        How the rows differ; by default each has a start of its own, and everything else is as configured.
     dtype
         Of the parameters.
 
@@ -116,15 +119,17 @@ class Episode:
         row_ids_R: Tensor,
         *,
         static: bool = False,
+        contexts: Contexts | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config, self.task = config, task
         row_ids_R = row_ids_R.to(config.device)
+        self.contexts = contexts = contexts or Contexts.alone(config, row_ids_R)
         self.population = Population(
             task.host,
             config.growth,
             config.seed,
-            row_ids_R,
+            contexts.start_id_R,
             allowed=config.allowed_blueprints(),
             device=config.device,
             dtype=dtype,
@@ -142,13 +147,15 @@ class Episode:
             kind = STATIC_BLUEPRINT[task.host.kind]
             population.plant(torch.full((population.rows, population.slots.slots), int(kind)))
         training = config.training
-        order = BatchOrder(config.seed, row_ids_R, len(task.data.train.y), training.batch_size)
+        train = task.data.train
+        order = BatchOrder(config.seed, contexts.start_id_R, len(train.y), training.batch_size)
         updates = training.horizon * training.updates_per_decision
-        self.trainer = Trainer(population, task.data.train, order, config.optimizer, updates)
+        labels_RN = noisy_labels(train.y, task.data.classes, contexts, config.seed)
+        self.trainer = Trainer(population, train, order, config.optimizer, updates, labels_RN)
+        self.trainer.rate_R.copy_(contexts.rate_R)
         self.decision = 0
         unmeasured_R = torch.full((population.rows,), NOT_MEASURED, device=population.device)
         self._train_loss_R = self._val_loss_R = self._val_accuracy_R = unmeasured_R
-        self._price_R = torch.full((population.rows,), config.price, device=population.device)
         self._last: Outcome | None = None
         self._structure = population.structure
         self._legal_RO = legal_ops(population.slots, population.fits_SB).any(2)
@@ -184,7 +191,8 @@ class Episode:
             self._legal_RO = legal_ops(population.slots, population.fits_SB).any(2)
             self.controller.observe(self._view(self._gates))
         with phase("act"):
-            self._action_RH = self.controller.act()
+            # A twin waits, whatever its controller wants: WAIT is all zeros.
+            self._action_RH = self.controller.act() * self.contexts.grows_R[:, None]
         with phase("apply"):
             self._structure = population.structure
             flag = self.controller.flag
@@ -214,7 +222,7 @@ class Episode:
             val_accuracy_R=self._val_accuracy_R,
             host_parameters=population.hosts.layer.parameter_count,
             classes=self.task.data.classes,
-            price_R=self._price_R,
+            price_R=self.contexts.price_R,
             last=self._last,
             last_action_RH=self._action_RH,
         )

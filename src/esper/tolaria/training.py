@@ -1,6 +1,6 @@
 """Training a population between two decisions.
 
-Shapes: R rows, B examples of a minibatch, K branches, N lanes of a bank, S slots.
+Shapes: R rows, B examples of a minibatch, K branches, N lanes of a bank or examples of the split, S slots.
 """
 
 from __future__ import annotations
@@ -41,12 +41,21 @@ class Trainer:
         Optimizer.
     total_updates
         Updates of the whole run: the schedule ends there.
+    labels_RN
+        Labels that each row learns instead of those of the data; None: the data's.
     """
 
     def __init__(
-        self, population: Population, data: Split, order: BatchOrder, config: OptimizerConfig, total_updates: int
+        self,
+        population: Population,
+        data: Split,
+        order: BatchOrder,
+        config: OptimizerConfig,
+        total_updates: int,
+        labels_RN: Tensor | None = None,
     ) -> None:
         self.population, self.data, self.order, self.config = population, data, order, config
+        self._labels_RN = labels_RN
         self.optimizer = RowOptimizer(config)
         self.total_updates = total_updates
         self.update = 0
@@ -68,7 +77,7 @@ class Trainer:
     def _step(self, index_RB: Tensor) -> Tensor:
         population = self.population
         x = gather(self.data.x, index_RB, population.lane_axis)
-        y_RB = self.data.y[index_RB]
+        y_RB = self.data.y[index_RB] if self._labels_RN is None else self._labels_RN.gather(1, index_RB)
         shadows = population.shadows
         logits, streams = population.forward(x, population.training_pass, training=True, keep=shadows is not None)
         loss_R = example_losses(logits, y_RB).mean(1)

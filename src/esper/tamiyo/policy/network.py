@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from esper.tamiyo.policy.distribution import MaskedCategorical, Validation
 from esper.tamiyo.policy.features import RUN_FEATURES, RUNNING_FEATURES, SLOT_FEATURES
 from esper.tamiyo.policy.observation import Observation
 from esper.tamiyo.policy.statistics import RunningStatistics
+from esper.tamiyo.policy.value import PopArt
 
 Hidden = tuple[Tensor, Tensor]
 """Hidden and cell state of the memory, each [1, R, hidden]."""
@@ -104,12 +106,12 @@ class FactoredRecurrentActorCritic(nn.Module):
             self.slot_key = nn.Linear(width, width, bias=False)
             self.rest_input = nn.Linear(hidden + width, width)
             self.rest_head = nn.Linear(width, sum(REST_SIZES))
-            self.value_head = nn.Sequential(nn.Linear(hidden, width), nn.ReLU(), nn.Linear(width, 1))
+            self.value_head = nn.Sequential(nn.Linear(hidden, width), nn.ReLU(), PopArt(width))
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """Draw the weights: orthogonal, policy heads small, so that a new policy is nearly uniform."""
-        gain = {"op_head": 0.01, "slot_query": 0.1, "rest_head": 0.01, "value_head.2": 1.0}
+        gain = {"op_head": 0.01, "slot_query": 0.1, "rest_head": 0.01, "value_head.2.linear": 1.0}
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.orthogonal_(module.weight, gain.get(name, math.sqrt(2)), generator=generator)
@@ -129,6 +131,11 @@ class FactoredRecurrentActorCritic(nn.Module):
                 nn.init.zeros_(parameter)
         # The forget gate, once: torch adds both bias vectors.
         self.memory.get_parameter("bias_ih_l0")[hidden : 2 * hidden] = 1.0
+
+    @property
+    def value_output(self) -> PopArt:
+        """The layer that knows the scale of the returns."""
+        return cast(PopArt, self.value_head[-1])
 
     def initial_hidden(self, rows: int) -> Hidden:
         """Give the memory before the first decision of an episode: zeros, without gradient.
@@ -171,7 +178,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         choices = self._distribution(logits_RHC, mask_RHC)
         action_RH = choices.mode() if greedy else choices.sample(uniform_RH)
         action_RH[:, Head.OP], action_RH[:, Head.SLOT] = op_R, slot_R
-        value_R = self.value_head(memory)[:, 0].float()
+        value_R = self.value_head(memory)
         return Decision(
             action_RH, mask_RHC, choices.log_prob(action_RH), choices.entropy(), value_R, hidden, choices.flag
         )
@@ -192,7 +199,7 @@ class FactoredRecurrentActorCritic(nn.Module):
         slot_logits = self._slot_logits(memory, tokens, op_TR)
         logits = self._all_logits(self.op_head(memory), slot_logits, memory, tokens, op_TR, slot_TR)
         choices = self._distribution(logits, mask_TRHC)
-        value_TR = self.value_head(memory)[..., 0].float()
+        value_TR = self.value_head(memory)
         return Evaluation(choices.log_prob(action_TRH), choices.entropy(), value_TR, choices.flag)
 
     def _distribution(self, logits: Tensor, mask: Tensor) -> MaskedCategorical:

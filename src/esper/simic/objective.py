@@ -1,0 +1,245 @@
+"""What growth is paid for: terms that presets put together, paid after each decision.
+
+Most terms are the change of a state function over a decision, so that an episode's sum tells its end and nothing on
+the way can be farmed: no cycle of germinating and culling earns anything.
+
+Shapes: R rows, S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from esper.leyline.config import ObjectiveConfig
+from esper.leyline.slots import SlotTensors
+from esper.leyline.stages import BLENDED_STAGES, GROWTH_ORDER, STAGE_COUNT, Stage, stage_table
+from esper.simic.contexts import Contexts
+
+WORST_GUESSES = 3.0
+"""A loss counts as at most so many times that of guessing: a host that diverged is bad, not infinitely so."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where every row stands after a decision.
+
+    Attributes
+    ----------
+    utility_R
+        Minus the reward-validation loss (nats), or the accuracy; finite.
+    cost_R
+        ln(1 + added / host parameters), the added ones being in the forward pass.
+    potential_R
+        How far the seeds have come, 1 for each that is committed.
+    credit_R, committed_R
+        Contributions (nats, where positive) of the blended seeds, and of the committed ones among them.
+    fresh_R
+        Contributions of the seeds that were committed in this decision.
+    acted_R
+        1 where something was asked for, 0 for WAIT.
+    left
+        Decisions left in the episode.
+    """
+
+    utility_R: Tensor
+    cost_R: Tensor
+    potential_R: Tensor
+    credit_R: Tensor
+    committed_R: Tensor
+    fresh_R: Tensor
+    acted_R: Tensor
+    left: int
+
+
+Term = Callable[["Objective", Standing, Standing], Tensor]
+
+
+class Objective:
+    """Pays a population over one episode.
+
+    Parameters
+    ----------
+    config
+        Preset and weights.
+    contexts
+        Twins and prices.
+    gamma
+        Discount of whoever learns from it.
+
+    Raises
+    ------
+    ValueError
+        A potential is shaped for another discount than that of the learner: it would change what is best.
+    """
+
+    def __init__(self, config: ObjectiveConfig, contexts: Contexts, gamma: float) -> None:
+        self.config, self.contexts = config, contexts
+        self.terms = PRESETS[config.preset]
+        if "shaping" in self.terms and config.shaping_gamma != gamma:
+            raise ValueError(
+                f"objective: shaping_gamma is {config.shaping_gamma:g} and the learner's gamma {gamma:g}; "
+                "they must be equal, or shaping changes which policy is best (Ng, Harada and Russell 1999)"
+            )
+        self._drip_R = torch.zeros_like(contexts.price_R)
+        """What is paid at each decision that is left, for seeds committed earlier."""
+
+    def begin(self, standing: Standing) -> None:
+        """Take the state before the first decision."""
+        self._before = standing
+
+    def pay(self, after: Standing) -> dict[str, Tensor]:
+        """Give the parts of each row's reward [R] for the decision that led to this state; they sum to it."""
+        parts = {name: TERMS[name](self, self._before, after) for name in self.terms}
+        self._before = after
+        return parts
+
+    def lead(self, standing: Standing) -> Tensor:
+        """By how much each row is ahead of its twin."""
+        return standing.utility_R - standing.utility_R[self.contexts.twin_R]
+
+    def net(self, standing: Standing) -> Tensor:
+        """Lead less rent: what growth has been worth so far."""
+        return self.lead(standing) - self.contexts.price_R * standing.cost_R
+
+
+def _gain(objective: Objective, before: Standing, after: Standing) -> Tensor:
+    """Change of the lead over the twin."""
+    return objective.lead(after) - objective.lead(before)
+
+
+def _rent(objective: Objective, before: Standing, after: Standing) -> Tensor:
+    """Change of the cost, times its price."""
+    return -objective.contexts.price_R * (after.cost_R - before.cost_R)
+
+
+def _own(objective: Objective, before: Standing, after: Standing) -> Tensor:
+    """Change of the row's own utility, with whatever training alone does for it."""
+    return after.utility_R - before.utility_R
+
+
+def _shaping(objective: Objective, before: Standing, after: Standing) -> Tensor:
+    """Potential-based shaping: the potential of the end is 0, so that its sum does not depend on the way."""
+    config = objective.config
+    ahead_R = after.potential_R if after.left else torch.zeros_like(after.potential_R)
+    return config.shaping_weight * (config.shaping_gamma * ahead_R - before.potential_R)
+
+
+def _attribution(objective: Objective, before: Standing, after: Standing) -> Tensor:
+    """Change of the contributions of blended seeds, believed the more the further the row leads."""
+    steepness = objective.config.attribution_steepness
+    # torch.sigmoid saturates and never overflows.
+    believed = [torch.sigmoid(steepness * objective.lead(s)) * s.credit_R for s in (before, after)]
+    return believed[1] - believed[0]
+
+
+def _escrow(objective: Objective, before: Standing, after: Standing) -> Tensor:
+    """Change of what stands to a row's credit: a share of a contribution, all of it once committed; lost by a cull."""
+    share = objective.config.escrow_share
+    held = [share * s.credit_R + (1 - share) * s.committed_R for s in (before, after)]
+    return held[1] - held[0]
+
+
+def _drip(objective: Objective, before: Standing, after: Standing) -> Tensor:
+    """Contribution at the commitment of a seed, in equal parts from then to the end."""
+    objective._drip_R = objective._drip_R + after.fresh_R / (after.left + 1)
+    return objective._drip_R.clone()
+
+
+def _sparse(objective: Objective, before: Standing, after: Standing) -> Tensor:
+    """All of it at the end."""
+    return torch.zeros_like(after.utility_R) if after.left else objective.net(after)
+
+
+def _intervention(objective: Objective, before: Standing, after: Standing) -> Tensor:
+    """A small charge for everything that is asked for."""
+    return -objective.config.intervention_charge * after.acted_R
+
+
+TERMS: dict[str, Term] = {
+    "gain": _gain,
+    "rent": _rent,
+    "own": _own,
+    "shaping": _shaping,
+    "attribution": _attribution,
+    "escrow": _escrow,
+    "drip": _drip,
+    "sparse": _sparse,
+    "intervention": _intervention,
+}
+PRESETS: dict[str, tuple[str, ...]] = {
+    "paired": ("gain", "rent"),
+    "shaped": ("gain", "rent", "shaping"),
+    "simplified": ("sparse", "shaping", "intervention"),
+    "basic": ("own", "rent"),
+    "drip": ("drip", "rent"),
+    "escrow": ("escrow", "rent"),
+    "attribution": ("attribution", "rent"),
+    "sparse": ("sparse",),
+    "minimal": ("sparse", "intervention"),
+    "loss": ("own",),
+}
+"""What each preset pays for."""
+
+
+_ORDER = {stage: at / (len(GROWTH_ORDER) - 1) for at, stage in enumerate(GROWTH_ORDER)}
+_POTENTIAL = torch.tensor([_ORDER.get(Stage(s), 0.0) if s in set(Stage) else 0.0 for s in range(STAGE_COUNT)])
+_BLENDED = stage_table(BLENDED_STAGES)
+
+
+class Appraiser:
+    """Turns the state of a population into standings.
+
+    Parameters
+    ----------
+    config
+        Utility.
+    host_parameters
+        Of one host without seeds.
+    guess_nats
+        Loss of guessing.
+    device
+        Of the slots.
+    """
+
+    def __init__(
+        self, config: ObjectiveConfig, host_parameters: int, guess_nats: float, device: torch.device | str
+    ) -> None:
+        self._by_accuracy = config.utility == "accuracy"
+        self._host_parameters, self._worst = host_parameters, WORST_GUESSES * guess_nats
+        self._potential, self._blended = _POTENTIAL.to(device), _BLENDED.to(device)
+
+    def standing(
+        self, slots: SlotTensors, loss_R: Tensor, accuracy_R: Tensor, fresh_RS: Tensor, acted_R: Tensor, left: int
+    ) -> Standing:
+        """State after a decision.
+
+        Parameters
+        ----------
+        loss_R, accuracy_R
+            On reward-validation.
+        fresh_RS
+            Bool: seeds that were committed in this decision.
+        acted_R
+            Bool: something was asked for.
+        left
+            Decisions left.
+        """
+        loss_R = loss_R.float().nan_to_num(self._worst, self._worst, -self._worst).clamp_max(self._worst)
+        visible_RS = self._blended[slots.stage] & (slots.alpha > 0)
+        added_R = (slots.parameters * visible_RS).sum(1)
+        worth_RS = slots.contribution.nan_to_num(0.0, 0.0, 0.0).clamp_min(0.0) * visible_RS
+        committed_RS = slots.stage == int(Stage.FOSSILIZED)
+        return Standing(
+            utility_R=accuracy_R.float().nan_to_num(0.0) if self._by_accuracy else -loss_R,
+            cost_R=torch.log1p(added_R / self._host_parameters),
+            potential_R=self._potential[slots.stage].sum(1),
+            credit_R=worth_RS.sum(1),
+            committed_R=(worth_RS * committed_RS).sum(1),
+            fresh_R=(worth_RS * fresh_RS).sum(1),
+            acted_R=acted_R.float(),
+            left=left,
+        )
