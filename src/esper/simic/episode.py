@@ -187,9 +187,10 @@ class Episode:
         with phase("pack"):
             parcels = [self._parcel()] if record and self.decision else []
         with phase("observe"):
-            self._gates = population.gate_report(self._val_loss_R)
+            view = self.view()
+            self._gates = view.gates
             self._legal_RO = legal_ops(population.slots, population.fits_SB).any(2)
-            self.controller.observe(self._view(self._gates))
+            self.controller.observe(view)
         with phase("act"):
             # A twin waits, whatever its controller wants: WAIT is all zeros.
             self._action_RH = self.controller.act() * self.contexts.grows_R[:, None]
@@ -208,7 +209,8 @@ class Episode:
         self.decision += 1
         return _step(cargo[0], before, structure) if parcels else None
 
-    def _view(self, gates: GateReport) -> PopulationView:
+    def view(self) -> PopulationView:
+        """Give the state before the next decision, as controllers see it."""
         population = self.population
         return PopulationView(
             decision=self.decision,
@@ -216,7 +218,7 @@ class Episode:
             slots=population.slots,
             slot_config=self.task.host.slot_config,
             fits_SB=population.fits_SB,
-            gates=gates,
+            gates=population.gate_report(self._val_loss_R),
             train_loss_R=self._train_loss_R,
             val_loss_R=self._val_loss_R,
             val_accuracy_R=self._val_accuracy_R,

@@ -1,0 +1,203 @@
+"""Growing a population as a problem for a policy: observations, masks and rewards, as tensors on the device.
+
+Shapes: R rows, S slots, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from esper.leyline.actions import HEAD_COUNT, Head, Op
+from esper.leyline.config import ContextConfig, ObjectiveConfig, RunConfig
+from esper.leyline.stages import Stage
+from esper.leyline.view import PopulationView, Scores
+from esper.simic.contexts import Contexts, draw_contexts
+from esper.simic.episode import Episode, Step
+from esper.simic.objective import Appraiser, Objective
+from esper.tamiyo.policy.action_masks import ActionMasks, compute_batch_masks
+from esper.tamiyo.policy.observation import Observation, Observer
+from esper.tolaria.evaluation import evaluate
+from esper.tolaria.tasks import Task
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What there is to decide on, for every row. The masks are filled anew at the next decision."""
+
+    observation: Observation
+    masks: ActionMasks
+
+
+@dataclass(frozen=True)
+class Payment:
+    """What a decision brought.
+
+    Attributes
+    ----------
+    reward_R
+        Sum of the parts.
+    parts
+        By term of the objective, [R] each.
+    done
+        The episode is over, for every row.
+    step
+        Record of the decision before, if it was asked for.
+    """
+
+    reward_R: Tensor
+    parts: dict[str, Tensor]
+    done: bool
+    step: Step | None
+
+
+class Environment(Protocol):
+    """What a policy can learn in: episodes of a fixed number of decisions, many rows at once.
+
+    Attributes
+    ----------
+    horizon, rows, slots
+        Decisions of an episode, rows of a population, slots of a row.
+    contexts
+        Of the present episode.
+    """
+
+    horizon: int
+    rows: int
+    slots: int
+    contexts: Contexts
+
+    def reset(self, number: int) -> Situation:
+        """Begin an episode; its number decides everything that is drawn for it."""
+
+    def step(self, action_RH: Tensor, scores: Scores | None = None, flag: Tensor | None = None) -> Payment:
+        """Perform one decision."""
+
+    def situation(self) -> Situation:
+        """Give what is to be decided on next."""
+
+
+class Given:
+    """A controller that does as it is told from outside."""
+
+    def __init__(self) -> None:
+        self.action_RH = torch.empty(0)
+        self.scores: Scores | None = None
+        self.flag: Tensor | None = None
+
+    def observe(self, view: PopulationView) -> None:
+        """Whoever tells it has looked already."""
+
+    def act(self) -> Tensor:
+        """What it was told."""
+        return self.action_RH
+
+
+class GrowthEnvironment:
+    """Real hosts on a task, in groups with a twin.
+
+    Parameters
+    ----------
+    config
+        The run: training, optimizer, growth, seed and device; prices and learning rates come from the contexts.
+    task
+        Its task, loaded.
+    contexts
+        What the groups of a round differ in.
+    objective
+        What is paid for.
+    groups, size
+        Groups of a population, and rows of a group, the twin included.
+    gamma
+        The learner's discount.
+    record
+        Give a `Step` for every decision.
+    """
+
+    contexts: Contexts
+    episode: Episode
+    objective: Objective
+    _observer: Observer
+    _masks: ActionMasks
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        contexts: ContextConfig,
+        objective: ObjectiveConfig,
+        *,
+        groups: int,
+        size: int,
+        gamma: float = 1.0,
+        record: bool = False,
+    ) -> None:
+        self._config, self._task, self._context_config = config, task, contexts
+        self._objective_config, self._gamma, self._record = objective, gamma, record
+        self._groups, self._size = groups, size
+        self.rows, self.slots = groups * size, task.host.slot_config.slots
+        self.horizon = config.training.horizon
+        guess = math.log(task.data.classes)
+        self._appraiser = Appraiser(objective, task.host.body.parameter_count, guess, config.device)
+        self._given = Given()
+
+    def reset(self, number: int) -> Situation:
+        """Begin the episode of a round."""
+        config = self._config
+        self.contexts = draw_contexts(
+            self._context_config, config.seed, number, self._groups, self._size, config.device
+        )
+        ids_R = torch.arange(self.rows, device=config.device)
+        self.episode = Episode(config, self._task, "never", ids_R, contexts=self.contexts)
+        self.episode.controller = self._given
+        population = self.episode.population
+        self.objective = Objective(self._objective_config, self.contexts, self._gamma)
+        first = evaluate(population, self._task.data.reward_validation)
+        nobody = torch.zeros(self.rows, dtype=torch.bool, device=population.device)
+        self.objective.begin(
+            self._appraiser.standing(
+                population.slots, first.loss_R, first.accuracy_R, nobody[:, None], nobody, self.horizon
+            )
+        )
+        self._observer = Observer(self.rows, self._task.host.slot_config, population.device)
+        self._masks = ActionMasks.empty(self.rows, population.fits_SB)
+        return self.situation()
+
+    def situation(self) -> Situation:
+        """Look at the hosts; once for each decision, for what is seen has a memory."""
+        observation = self._observer.observe(self.episode.view())
+        return Situation(observation, compute_batch_masks(self.episode.population.slots, self._masks))
+
+    def step(self, action_RH: Tensor, scores: Scores | None = None, flag: Tensor | None = None) -> Payment:
+        """Perform one decision, train, measure, pay.
+
+        Raises
+        ------
+        InvalidStateMachineError, ValueError
+            What the flag says.
+        """
+        given, episode, slots = self._given, self.episode, self.episode.population.slots
+        given.action_RH, given.scores, given.flag = action_RH, scores, flag
+        committed_RS = slots.stage == int(Stage.FOSSILIZED)
+        step = episode.advance(record=self._record)
+        view = episode.view()
+        standing = self._appraiser.standing(
+            slots,
+            view.val_loss_R,
+            view.val_accuracy_R,
+            (slots.stage == int(Stage.FOSSILIZED)) & ~committed_RS,
+            (action_RH[:, Head.OP] != int(Op.WAIT)) & self.contexts.grows_R,
+            self.horizon - episode.decision,
+        )
+        parts = self.objective.pay(standing)
+        reward_R = torch.stack(list(parts.values())).sum(0)
+        return Payment(reward_R, parts, episode.done, step)
+
+
+def wait(rows: int, device: torch.device | str = "cpu") -> Tensor:
+    """Int64 [R, H]: everybody waits."""
+    return torch.zeros(rows, HEAD_COUNT, dtype=torch.int64, device=device)
