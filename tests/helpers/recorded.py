@@ -8,6 +8,7 @@ import torch
 from esper.leyline.actions import HEAD_COUNT
 from esper.leyline.config import GrowthConfig, PolicyConfig, RecordConfig, RunConfig
 from esper.nissa.store import RunStore
+from esper.simic.contexts import Contexts
 from esper.simic.episode import Episode, Step
 from esper.simic.recorder import RoundRecorder, run_columns
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
@@ -70,7 +71,9 @@ def walk_config(
 
 def record_walk(config: RunConfig, rows: int, path: Path | None, *, controller=None) -> Recorded:
     """Run an episode and record it; without a path, or where the configuration says so, nowhere."""
-    episode = Episode(config, task_of(config.task, examples=40), config.controller, torch.arange(10, 10 + rows))
+    ids = torch.arange(10, 10 + rows)
+    contexts = Contexts.alone(config, ids, config.price)
+    episode = Episode(config, task_of(config.task, examples=40), config.controller, ids, contexts=contexts)
     if controller is not None:
         episode.controller = controller
     steps: list[Step] = []

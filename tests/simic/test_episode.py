@@ -37,7 +37,7 @@ from helpers.growing import QUICK
 
 tasks = pytest.mark.parametrize("task", TASK_NAMES)
 OCCUPIED, BLENDED = (stage_table(stages).numpy() for stages in (OCCUPIED_STAGES, BLENDED_STAGES))
-ARRAYS = [f.name for f in fields(Step) if f.name not in ("decision", "structure", "slots")]
+ARRAYS = [f.name for f in fields(Step) if f.name not in ("decision", "structure", "slots", "reward")]
 
 
 def short_episode(task, controller, rows=2, *, dtype=torch.float32, **more):

@@ -112,8 +112,10 @@ def test_the_divergence_grows_with_the_passes() -> None:
 def test_statistics_see_the_round_after_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = small_policy()
     rollout = random_rollout(policy, lengths=LENGTHS, learners=[0, 1, 2, 3, 4, 5])
-    for wild, at in ((NAN, 0), (INF, 1), (1e9, 2)):
+    for wild, at in ((NAN, 0), (1e9, 1)):
         rollout.run_TRF[..., at][~rollout.made_TR] = wild
+    assert not rollout.made_TR[0, 3]
+    rollout.run_TRF[0, 3, 2] = INF
     during = []
     agent = PPOAgent(policy, config_of(epochs=2, minibatches=3), 0)
     agent.optimizer.register_step_post_hook(lambda *_: during.append(float(policy.statistics.count.sum())))

@@ -251,11 +251,11 @@ def norms(made: Decision) -> Tensor:
         (germinates, {"ratio": "per-head"}, 15),
         (germinates, {"advantage": "group"}, 15),
         (waits, {}, 15),
-        (norms, {}, 40),
+        (norms, {}, 30),
     ],
 )
 def test_it_learns_what_is_paid(paid, changes, updates: int) -> None:
-    policy, rows, decisions, slots = small_policy(), 48, 2, 2
+    policy, rows, decisions, slots = small_policy(), 32, 2, 2
     agent = PPOAgent(policy, PPOConfig(policy_rate=5e-3, target_kl=0.2, **changes), 0)
     rollout, masks, generator = Rollout(decisions, rows, slots), empty_slots(rows, slots), seeded(0)
     shares = []

@@ -130,11 +130,11 @@ class PolicyConfig(Frozen):
 class ContextConfig(Frozen):
     """What the hosts of a training round differ in; every combination is as likely."""
 
-    prices: tuple[NonNegative, ...] = Field((0.0, 0.02, 0.05, 0.1), min_length=1)
+    prices: tuple[NonNegative, ...] = Field(default=(0.0, 0.02, 0.05, 0.1), min_length=1)
     """Prices of added parameters (nats for each unit of ln(1 + added / host parameters)); the policy sees its own."""
-    learning_rates: tuple[Rate, ...] = Field((0.002, 0.005, 0.01), min_length=1)
+    learning_rates: tuple[Rate, ...] = Field(default=(0.002, 0.005, 0.01), min_length=1)
     """Peak learning rates of hosts and seeds."""
-    label_noise: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.0, 0.2), min_length=1)
+    label_noise: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(default=(0.0, 0.2), min_length=1)
     """Shares of training labels that are wrong."""
 
 
@@ -199,17 +199,13 @@ class RecordConfig(Frozen):
     """What to do if the store cannot be written any more: stop the run, or continue without."""
 
 
-class RunConfig(Frozen):
-    """Everything that decides the numbers of one `esper grow` run, and what is recorded of it."""
+class PopulationConfig(Frozen):
+    """What decides the numbers of hosts that train and grow, and what is recorded of it."""
 
     task: str = "digits"
     """Task to learn: see `esper tasks`."""
     host: Literal["impaired", "ample"] = "impaired"
     """Host to start from: impaired has clear room to grow, ample has little."""
-    controller: str = "heuristic"
-    """Who decides: never, random, periodic, heuristic, or a saved policy (policy:FOLDER draws, greedy:FOLDER not)."""
-    price: NonNegative = 0.0
-    """What added parameters cost (nats for each unit of ln(1 + added / host parameters)): the dial of a policy."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of every random stream of the run."""
     blueprints: tuple[str, ...] = tuple(b.name.lower() for b in Blueprint if b is not Blueprint.NOOP)
@@ -233,6 +229,38 @@ class RunConfig(Frozen):
     def allowed_blueprints(self) -> frozenset[Blueprint]:
         """Give `blueprints` as values of the enumeration."""
         return frozenset(Blueprint[name.upper()] for name in self.blueprints)
+
+
+class RunConfig(PopulationConfig):
+    """One `esper grow` run."""
+
+    controller: str = "heuristic"
+    """Who decides: never, random, periodic, heuristic, or a saved policy (policy:FOLDER draws, greedy:FOLDER not)."""
+    price: NonNegative = 0.0
+    """What added parameters cost (nats for each unit of ln(1 + added / host parameters)): the dial of a policy."""
+
+
+class TrainConfig(PopulationConfig):
+    """One `esper train` run."""
+
+    rounds: Positive = 100
+    """Rounds: one episode of every host, then one update of the policy."""
+    rows: Positive = 64
+    """Hosts that train at once."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Hosts that share a start and a context; the first of them is the twin that never grows."""
+    select_every: Positive = 10
+    """Rounds between two evaluations on the selection split; the best policy is kept."""
+    contexts: ContextConfig = ContextConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    ppo: PPOConfig = PPOConfig()
+    policy: PolicyConfig = PolicyConfig()
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        if self.rows % self.group_size:
+            raise ValueError(f"rows must be a multiple of group_size; got {self.rows} and {self.group_size}")
+        return self
 
 
 class TaskConfig(Frozen):

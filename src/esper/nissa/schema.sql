@@ -104,6 +104,7 @@ CREATE TABLE episode (
     status TEXT NOT NULL CHECK (status IN ('running', 'finished', 'interrupted', 'rolled back')),
     price_nats REAL NOT NULL,               -- of one unit of ln(1 + added / host parameters)
     learning_rate REAL NOT NULL,            -- its peak
+    label_noise_share REAL NOT NULL,        -- wrong training labels
     host_parameters INTEGER NOT NULL,
     host_multiply_adds INTEGER NOT NULL,    -- for one example
     -- At the end; NULL before.
@@ -150,13 +151,15 @@ CREATE TABLE decision (
     refused_by TEXT,                        -- the check; NULL: accepted
     value REAL,                             -- what the critic expected, in the unit of `reward`
     reward REAL,                            -- paid after the decision: nats, or a share where the utility is accuracy
-    reward_gain REAL,                       -- its parts, which sum to it; NULL: not part of it. Change of the paired gain
+    reward_gain REAL,                       -- its parts, which sum to it; NULL: not part of it. Change of the lead over the twin
     reward_rent REAL,                       -- change of price times ln(1 + added / host parameters), negative
+    reward_own REAL,                        -- change of the host's own utility
     reward_shaping REAL,                    -- potential-based
-    reward_attribution REAL,
-    reward_drip REAL,
-    reward_escrow REAL,
-    reward_sparse REAL,
+    reward_attribution REAL,                -- change of believed contributions
+    reward_escrow REAL,                     -- change of credited contributions
+    reward_drip REAL,                       -- contributions of committed seeds, in equal parts to the end
+    reward_sparse REAL,                     -- lead less rent, all at the end
+    reward_intervention REAL,               -- charge for what was asked for
     reward_penalty REAL,                    -- of the governor
     train_loss_nats REAL,                   -- mean over the updates of the decision
     val_loss_nats REAL,                     -- on reward-validation, after them

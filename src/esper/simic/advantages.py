@@ -31,7 +31,9 @@ def generalized_advantages(
     value_TR = value_TR.masked_fill(~made_TR, 0.0)
     following_TR = torch.cat((value_TR[1:], torch.zeros_like(value_TR[:1])))
     delta_TR = (reward_TR + gamma * following_TR - value_TR).masked_fill(~made_TR, 0.0)
-    return _decay(len(delta_TR), gamma * gae_lambda, delta_TR.device) @ delta_TR.float()
+    # Precision is wanted here whatever surrounds the call.
+    with torch.autocast(delta_TR.device.type, enabled=False):
+        return _decay(len(delta_TR), gamma * gae_lambda, delta_TR.device) @ delta_TR.float()
 
 
 def group_advantages(return_R: Tensor, group_R: Tensor, counts_R: Tensor) -> Tensor:

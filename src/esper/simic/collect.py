@@ -45,10 +45,11 @@ def collect(
     device = rollout.value_TR.device
     hidden = policy.initial_hidden(environment.rows)
     stream = Stream(seed, "policy sampling")
-    row_R = number * environment.rows + torch.arange(environment.rows, device=device)
+    row_R = torch.arange(environment.rows, device=device)
     running_R = torch.ones_like(row_R, dtype=torch.bool)
     for decision in range(environment.horizon):
-        uniform_RH = stream.uniform(row_R, torch.full_like(row_R, decision), HEAD_COUNT, torch.float32)
+        moment_R = torch.full_like(row_R, number * environment.horizon + decision)
+        uniform_RH = stream.uniform(row_R, moment_R, HEAD_COUNT, torch.float32)
         made = policy.get_action(situation.observation, situation.masks, hidden, uniform_RH, greedy=greedy)
         hidden = made.hidden
         rollout.store(decision, situation.observation, made, running_R)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -91,14 +91,15 @@ def merge(steps: Sequence[Step]) -> Step:
     def joined(parts: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
 
-    arrays = {
+    arrays: dict[str, Any] = {
         field.name: joined([getattr(step, field.name) for step in steps], int(field.name.endswith("_CRS")))
         for field in fields(Step)
-        if field.name not in ("decision", "limit_C", "structure", "slots")
+        if field.name not in ("decision", "limit_C", "structure", "slots", "reward")
     }
     structure = {f.name: joined([getattr(s.structure, f.name) for s in steps]) for f in fields(Structure)}
     slots = {name: joined([step.slots[name] for step in steps]) for name in first.slots}
-    return Step(first.decision, limit_C=first.limit_C, structure=Structure(**structure), slots=slots, **arrays)
+    reward = {name: joined([step.reward[name] for step in steps]) for name in first.reward}
+    return replace(first, structure=Structure(**structure), slots=slots, reward=reward, **arrays)
 
 
 def decision_columns(step: Step) -> Columns:
@@ -114,16 +115,23 @@ def decision_columns(step: Step) -> Columns:
         "row": np.arange(len(op_R)),
         "legal_ops": step.legal_RO @ _OP_BITS,
         "op": _op_names(op_R),
-        "slot": _or_null(used_RH[:, Head.SLOT], step.action_RH[:, Head.SLOT]),
+        "slot": or_null(used_RH[:, Head.SLOT], step.action_RH[:, Head.SLOT]),
         **choices,
         **{f"p_{head.name.lower()}": p_RH[:, head] for head in Head},
         "accepted": step.accepted_R.astype(int),
         "refused_by": _CHECKS[step.refused_by_R],
         "value": step.value_R.astype(float),
+        **reward_columns(step),
         "train_loss_nats": step.train_loss_R.astype(float),
         "val_loss_nats": step.val_loss_R.astype(float),
         "val_accuracy": step.val_accuracy_R.astype(float),
     }
+
+
+def reward_columns(step: Step) -> Columns:
+    """Columns of `decision` about the reward: its parts, and their sum."""
+    parts = {f"reward_{name}": part_R.astype(float) for name, part_R in step.reward.items()}
+    return {**parts, "reward": np.sum(list(parts.values()), axis=0)} if parts else {}
 
 
 def slot_columns(step: Step) -> Columns:
@@ -143,7 +151,7 @@ def slot_columns(step: Step) -> Columns:
         "stage_age_decisions": of["stage_age"],
         "parameters": of["parameters"],
         # Every contribution is measured after every decision.
-        "contribution_age_decisions": _or_null(~np.isnan(of["contribution"]), np.zeros_like(row)),
+        "contribution_age_decisions": or_null(~np.isnan(of["contribution"]), np.zeros_like(row)),
         **{name: of[name].astype(float) for name in reals},
         **{f"{name}_nats": of[name].astype(float) for name in measured},
     }
@@ -162,10 +170,10 @@ def transition_columns(told: Transitions, parameters_SBO: np.ndarray) -> Columns
         "row": told.row,
         "step": told.order,
         "slot": told.slot,
-        "seed": _or_null(seed, told.seed),
-        "blueprint": _or_null(seed, _BLUEPRINTS[told.blueprint]),
-        "operator": _or_null(seed, _OPERATORS[told.operator]),
-        "parameters": _or_null(seed, parameters_SBO[of_seed]),
+        "seed": or_null(seed, told.seed),
+        "blueprint": or_null(seed, _BLUEPRINTS[told.blueprint]),
+        "operator": or_null(seed, _OPERATORS[told.operator]),
+        "parameters": or_null(seed, parameters_SBO[of_seed]),
         "actor": np.where(told.by_clock, "clock", "controller").astype(object),
         "op": np.where(told.by_clock, "clock", _op_names(told.op)),
         "before": _STAGES[told.before],
@@ -188,10 +196,10 @@ def _failed(passed_NC: np.ndarray) -> np.ndarray:
 def _look_up(table: np.ndarray, index: np.ndarray, used: np.ndarray) -> np.ndarray:
     """What choices stand for; NULL where the head does not apply or the choice does not exist."""
     exists = used & (index >= 0) & (index < len(table))
-    return _or_null(exists, table[np.where(exists, index, 0)])
+    return or_null(exists, table[np.where(exists, index, 0)])
 
 
-def _or_null(there: np.ndarray, values: np.ndarray) -> np.ndarray:
+def or_null(there: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Keep the values that are there; NULL elsewhere."""
     kept = np.full(there.shape, NULL, dtype=object)
     kept[there] = values[there]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from esper.leyline.config import ContextConfig, RunConfig
+from esper.leyline.config import ContextConfig, PopulationConfig
 from esper.leyline.streams import Stream
 
 STARTS_OF_ROUND = 2**20
@@ -42,7 +42,7 @@ class Contexts:
     noise_R: Tensor
 
     @classmethod
-    def alone(cls, config: RunConfig, row_ids_R: Tensor) -> Contexts:
+    def alone(cls, config: PopulationConfig, row_ids_R: Tensor, price: float = 0.0) -> Contexts:
         """Every row with a start of its own, as configured, without a twin."""
         every_R = torch.arange(len(row_ids_R), device=row_ids_R.device)
 
@@ -51,7 +51,7 @@ class Contexts:
 
         grows_R = torch.ones_like(every_R, dtype=torch.bool)
         rate_R = same(config.optimizer.learning_rate)
-        return cls(row_ids_R, every_R, every_R, grows_R, same(config.price), rate_R, same(0.0))
+        return cls(row_ids_R, every_R, every_R, grows_R, same(price), rate_R, same(0.0))
 
     @property
     def learners_N(self) -> Tensor:

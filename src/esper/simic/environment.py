@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from esper.leyline.actions import HEAD_COUNT, Head, Op
-from esper.leyline.config import ContextConfig, ObjectiveConfig, RunConfig
+from esper.leyline.config import ContextConfig, ObjectiveConfig, PopulationConfig
 from esper.leyline.stages import Stage
 from esper.leyline.view import PopulationView, Scores
 from esper.simic.contexts import Contexts, draw_contexts
@@ -126,7 +126,7 @@ class GrowthEnvironment:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: PopulationConfig,
         task: Task,
         contexts: ContextConfig,
         objective: ObjectiveConfig,
@@ -193,7 +193,7 @@ class GrowthEnvironment:
             (action_RH[:, Head.OP] != int(Op.WAIT)) & self.contexts.grows_R,
             self.horizon - episode.decision,
         )
-        parts = self.objective.pay(standing)
+        episode.reward = parts = self.objective.pay(standing)
         reward_R = torch.stack(list(parts.values())).sum(0)
         return Payment(reward_R, parts, episode.done, step)
 

@@ -15,7 +15,7 @@ from esper.kasmina.population import Population
 from esper.leyline.actions import HEAD_COUNT, Blueprint, SiteKind
 from esper.leyline.checks import GateReport, Outcome
 from esper.leyline.clock import PhaseClock
-from esper.leyline.config import RunConfig
+from esper.leyline.config import PopulationConfig
 from esper.leyline.slots import EMPTY_SLOT, NOT_MEASURED, Structure, legal_ops
 from esper.leyline.transfer import Cargo, Parcel, deliver
 from esper.leyline.view import Controller, PopulationView, Scores
@@ -57,6 +57,8 @@ class Step:
         The controller's scores (see `Scores`).
     slots
         The slot arrays after the updates, by name.
+    reward
+        Parts of each row's reward [R] by term; empty where nobody is paid.
     train_loss_R, val_loss_R, val_accuracy_R
         Mean training loss of the decision; loss and accuracy on reward-validation after it.
     """
@@ -75,6 +77,7 @@ class Step:
     log_prob_RH: np.ndarray
     value_R: np.ndarray
     slots: dict[str, np.ndarray]
+    reward: dict[str, np.ndarray]
     train_loss_R: np.ndarray
     val_loss_R: np.ndarray
     val_accuracy_R: np.ndarray
@@ -90,13 +93,13 @@ class Episode:
     task
         Its task, loaded.
     controller
-        Name of the controller; the run's own, or that of a control.
+        Name of the controller.
     row_ids_R
         Int64: a row's id decides its initialisation and its data order.
     static
         Fill every slot with a committed seed before the first update.
     contexts
-        How the rows differ; by default each has a start of its own, and everything else is as configured.
+        How the rows differ; by default each has a start of its own, and growth costs nothing.
     dtype
         Of the parameters.
 
@@ -104,6 +107,8 @@ class Episode:
     ----------
     clock
         What the phases of its decisions took.
+    reward
+        Parts of the reward for the last decision, [R] by term, for its record; whoever pays puts them here.
 
     Raises
     ------
@@ -113,7 +118,7 @@ class Episode:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: PopulationConfig,
         task: Task,
         controller: str,
         row_ids_R: Tensor,
@@ -163,6 +168,7 @@ class Episode:
         self._action_RH: Tensor | None = None
         self._gates: GateReport | None = None
         self.clock = PhaseClock()
+        self.reward: dict[str, Tensor] = {}
 
     @property
     def done(self) -> bool:
@@ -256,10 +262,13 @@ class Episode:
             "val_loss_R": self._val_loss_R,
             "val_accuracy_R": self._val_accuracy_R,
             **{f"slots.{name}": getattr(self.population.slots, name) for name in EMPTY_SLOT},
+            **{f"reward.{name}": part_R for name, part_R in self.reward.items()},
         }
         return Parcel.pack(tensors)
 
 
 def _step(cargo: Cargo, decision: int, structure: Structure) -> Step:
     slots = {name: cargo.pop(f"slots.{name}") for name in EMPTY_SLOT}
-    return Step(decision=decision, structure=structure, slots=slots, **cargo)
+    paid = [name for name in cargo if name.startswith("reward.")]
+    reward = {name.removeprefix("reward."): cargo.pop(name) for name in paid}
+    return Step(decision=decision, structure=structure, slots=slots, reward=reward, **cargo)

@@ -18,6 +18,7 @@ from esper.leyline.actions import Blueprint, Operator
 from esper.leyline.config import RunConfig
 from esper.leyline.stages import BLENDED_STAGES, OCCUPIED_STAGES, Stage, stage_table
 from esper.nissa.store import RunStore
+from esper.simic.contexts import Contexts
 from esper.simic.episode import Episode, Step
 from esper.simic.recorder import RoundRecorder
 from esper.simic.story import Event, events_of
@@ -99,7 +100,8 @@ class Arm:
         own, static = ARMS[name]
         self._controller = own or config.controller
         ids = torch.zeros(1, dtype=torch.int64)
-        self.episode = Episode(config, task, self._controller, ids, static=static)
+        contexts = Contexts.alone(config, ids.to(config.device), config.price)
+        self.episode = Episode(config, task, self._controller, ids, static=static, contexts=contexts)
         self.seconds = 0.0
         self._recorder: RoundRecorder | None = None
 

@@ -142,7 +142,8 @@ class PPOAgent:
                 flag = flag if seen is None else torch.maximum(flag, seen)
         self.updates += 1
         self._observe(rollout)
-        used_H = self._used_OH[rollout.action_TRH[..., Head.OP]][rollout.made_TR & rollout.learns_R].sum(0)
+        learned_TR = rollout.made_TR & rollout.learns_R
+        used_H = (self._used_OH[rollout.action_TRH[..., Head.OP]] & learned_TR[..., None]).sum((0, 1))
         parcel = Parcel.pack({**self._totals, "explained": explained, "flag": flag, "used_H": used_H})
         (cargo,) = deliver(parcel)
         raise_flag(int(cargo["flag"]))
@@ -166,22 +167,20 @@ class PPOAgent:
     def _targets(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised advantages and value targets [T, R], and how much of the returns the critic explained."""
         config, made_TR = self.config, rollout.made_TR
-        reward_TR = rollout.reward_TR.masked_fill(~made_TR, 0.0)
-        plain_TR = generalized_advantages(reward_TR, rollout.value_TR, made_TR, config.gamma, config.gae_lambda)
+        reward_TR, value_TR = (kept.masked_fill(~made_TR, 0.0) for kept in (rollout.reward_TR, rollout.value_TR))
+        plain_TR = generalized_advantages(reward_TR, value_TR, made_TR, config.gamma, config.gae_lambda)
         return_TR = generalized_advantages(reward_TR, torch.zeros_like(reward_TR), made_TR, config.gamma, 1.0)
-        target_TR = plain_TR + rollout.value_TR
+        target_TR = plain_TR + value_TR
         learned_TR = made_TR & rollout.learns_R
         advantage_TR = plain_TR
         if config.advantage == "group":
             counts_R = rollout.learns_R & made_TR[0]
             advantage_TR = group_advantages(return_TR[0], rollout.group_R, counts_R).expand_as(plain_TR)
         free_TR = rollout.free_TR
-        number = free_TR.sum().clamp_min(1)
-        mean = (advantage_TR * free_TR).sum() / number
-        deviation = ((advantage_TR - mean).square() * free_TR).sum().div(number).sqrt()
-        advantage_TR = (advantage_TR - mean) / (deviation + 1e-8)
+        deviation = _variance(advantage_TR, free_TR).sqrt()
+        advantage_TR = (advantage_TR - _mean(advantage_TR, free_TR)) / (deviation + 1e-8)
         self.policy.value_output.track(target_TR, learned_TR)
-        missed = _variance(return_TR - rollout.value_TR, learned_TR)
+        missed = _variance(return_TR - value_TR, learned_TR)
         return advantage_TR, target_TR, 1 - missed / _variance(return_TR, learned_TR)
 
     def _step(
@@ -193,7 +192,7 @@ class PPOAgent:
         judged = self.policy.evaluate_actions(rollout.observation(rows), rollout.action_TRH[:, rows], mask_TRHC)
         choice_TRH = (mask_TRHC.sum(-1) > 1) & made_TR[..., None]
         free_TR = choice_TRH.any(-1)
-        log_ratio_TRH = judged.log_prob_TRH - rollout.log_prob_TRH[:, rows]
+        log_ratio_TRH = (judged.log_prob_TRH - rollout.log_prob_TRH[:, rows]).masked_fill(~choice_TRH, 0.0)
         policy_loss, clipped_TR = self._surrogate(log_ratio_TRH, advantage_TR, choice_TRH, free_TR)
         value_loss = self._value_loss(judged.value_TR, target_TR, made_TR)
         entropy = _mean(judged.entropy_TRH, choice_TRH)
@@ -265,8 +264,8 @@ def _report(cargo: Cargo) -> UpdateReport:
     counts_EK, nan = cargo["counts_EK"], float("nan")
     judged_E = counts_EK[:, _COUNTS.index("judged")]
     total = dict(zip(_COUNTS, counts_EK.sum(0).tolist(), strict=True))
-    passes = int((judged_E > 0).sum())
-    last = max(passes - 1, 0)
+    judging = (judged_E > 0).nonzero()[0]
+    passes, last = len(judging), int(judging[-1]) if len(judging) else 0
     means = (cargo["means_EK"][last] / judged_E[last]).tolist() if passes else [nan] * len(_MEANS)
     entropy_H, kl_H, choice_H = cargo["heads_E3H"][last]
     decisions = counts_EK[last, _COUNTS.index("decisions")]

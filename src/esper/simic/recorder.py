@@ -11,6 +11,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -18,26 +19,31 @@ from torch import Tensor
 
 from esper.kasmina.blueprints.registry import seed_cost
 from esper.leyline.actions import Blueprint, Operator
-from esper.leyline.config import RunConfig
+from esper.leyline.config import PopulationConfig, RunConfig
 from esper.leyline.stages import BLENDED_STAGES, Stage, stage_table
 from esper.nissa.machine import hardware, software
 from esper.nissa.store import RunStore
 from esper.nissa.writer import Change, Rows
-from esper.simic.columns import Columns, decision_columns, merge, slot_columns, transition_columns
+from esper.simic.columns import Columns, decision_columns, merge, or_null, slot_columns, transition_columns
 from esper.simic.episode import Episode, Step
+from esper.simic.ppo import HeadReport, UpdateReport
 from esper.simic.story import transitions_of
 
 _BLENDED = stage_table(BLENDED_STAGES).numpy()
 
 
-def run_columns(config: RunConfig, command: str, planned_decisions: int) -> Columns:
+LEARNING = "policy in training"
+"""Controller of a run that trains its own."""
+
+
+def run_columns(config: PopulationConfig, command: str, planned_decisions: int) -> Columns:
     """Columns of `run` that are known at the start."""
     return {
         "run_id": secrets.token_hex(8),
         "command": command,
         "task": config.task,
         "host": config.host,
-        "controller": config.controller,
+        "controller": config.controller if isinstance(config, RunConfig) else LEARNING,
         "seed": config.seed,
         "config": config.model_dump_json(),
         "level": config.recording.record,
@@ -61,7 +67,7 @@ class RoundRecorder:
     purpose, arm, controller
         See `round` in the schema.
     twin_round
-        Round of the twins of its rows, if they have any; the twin of a row has the same place there.
+        Round of the twins of its rows, where they have one of their own.
     """
 
     def __init__(
@@ -84,15 +90,20 @@ class RoundRecorder:
         rows, host = population.rows, episode.task.host
         self._parameters, self._cost_SBO = host.body.parameter_count, _cost_table(episode)
         self._seed_parameters_SBO = population.lifecycle.parameter_counts.cpu().numpy()
-        self._price = episode.config.price
+        contexts = episode.contexts
+        self._price_R = contexts.price_R.double().cpu().numpy()
+        # In a round of its own the twin of a row has the row's place; else it stands beside it.
+        twin_R = np.arange(rows) if twin_round is not None else contexts.twin_R.cpu().numpy()
+        has_twin_R = (twin_R != np.arange(rows)) | (twin_round is not None)
         self._episodes: Columns = {
             "round": number,
             "row": np.arange(rows),
             "row_id": population.init_id_R.cpu().numpy(),
-            "twin_round": twin_round,
-            "twin_row": None if twin_round is None else np.arange(rows),
-            "price_nats": self._price,
-            "learning_rate": episode.config.optimizer.learning_rate,
+            "twin_round": or_null(has_twin_R, np.full(rows, number if twin_round is None else twin_round)),
+            "twin_row": or_null(has_twin_R, twin_R),
+            "price_nats": self._price_R,
+            "learning_rate": contexts.rate_R.double().cpu().numpy(),
+            "label_noise_share": contexts.noise_R.double().cpu().numpy(),
             "host_parameters": self._parameters,
             "host_multiply_adds": host.cost(),
         }
@@ -121,6 +132,15 @@ class RoundRecorder:
         made = self._episode.decision
         self._store.time(self._number, made - self._timed, self._episode.clock.take())
         self._timed = made
+
+    def update(self, report: UpdateReport, seconds: float, rate: float) -> None:
+        """Record the policy update after the round."""
+        facts = {field.name: getattr(report, field.name) for field in fields(report) if field.name != "heads"}
+        facts |= {"stopped_early": int(report.stopped_early), "update_s": seconds, "policy_learning_rate": rate}
+        heads = {"round": self._number, "head": list(report.heads)}
+        heads |= {f.name: [getattr(head, f.name) for head in report.heads.values()] for f in fields(HeadReport)}
+        writes: list[Rows | Change] = [Change("round", facts, {"round": self._number}), Rows("head", heads)]
+        self._store.add(1 + len(report.heads), lambda: writes)
 
     def coalitions(self, row: np.ndarray, enabled: np.ndarray, loss_K: Tensor, examples: int) -> None:
         """Record losses [K] of rows [K] with sets of their seeds [K, S]."""
@@ -165,7 +185,7 @@ class RoundRecorder:
             "added_parameters": added_R,
             "added_multiply_adds": (cost_RS * in_pass_RS).sum(1),
             "committed_seeds": (slots["stage"] == Stage.FOSSILIZED).sum(1),
-            "rent_nats": self._price * np.log1p(added_R / self._parameters),
+            "rent_nats": self._price_R * np.log1p(added_R / self._parameters),
             "val_loss_nats": step.val_loss_R.astype(float),
             "val_accuracy": step.val_accuracy_R.astype(float),
         }
