@@ -36,7 +36,6 @@ SELF_EXPLAINING = {
     # Explained with the first of their group.
     *("gradient_norm", "gradient_ratio", "alpha_distance"),
     *("p_slot", "p_blueprint", "p_style", "p_tempo", "p_alpha_target", "p_alpha_speed", "p_alpha_curve"),
-    *("reward_attribution", "reward_drip", "reward_escrow", "reward_sparse"),
 }
 """Columns that may stand without a comment; a new one is either commented or put here on purpose."""
 UNITS = ("_nats", "_s", "_share", "_bytes", "_decisions", "_unix_s", "_round", "_per_decision")

@@ -182,7 +182,7 @@ class PPOConfig(Frozen):
     """How far an advantage looks beyond the next value."""
     advantage: Literal["gae", "group"] = "gae"
     """What an action is compared with: the critic, or the other hosts with the same start."""
-    entropy_weight: NonNegative = 0.01
+    entropy_weight: NonNegative = 0.1
     """Weight of the entropy, 1 for a uniform choice, averaged over heads that had a choice."""
     value_weight: NonNegative = 0.5
     """Weight of the squared error of the critic, in standard deviations."""

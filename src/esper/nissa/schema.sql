@@ -151,7 +151,8 @@ CREATE TABLE decision (
     refused_by TEXT,                        -- the check; NULL: accepted
     value REAL,                             -- what the critic expected, in the unit of `reward`
     reward REAL,                            -- paid after the decision: nats, or a share where the utility is accuracy
-    reward_gain REAL,                       -- its parts, which sum to it; NULL: not part of it. Change of the lead over the twin
+    -- Its parts, which sum to it; NULL: not part of it. In the unit of the reward.
+    reward_gain REAL,                       -- change of the lead over the twin
     reward_rent REAL,                       -- change of price times ln(1 + added / host parameters), negative
     reward_own REAL,                        -- change of the host's own utility
     reward_shaping REAL,                    -- potential-based

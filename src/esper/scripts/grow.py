@@ -3,49 +3,22 @@
 from __future__ import annotations
 
 import shlex
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from esper.karn.reader import RunReader
 from esper.leyline.config import RUN_FOLDER, RunConfig
-from esper.nissa.store import RunStore
 from esper.scripts.display import Display, result_table
 from esper.scripts.errors import INTERRUPTED
+from esper.scripts.running import Interrupt, open_store
 from esper.simic.grow import ARMS, GROWN, ROW, Arm, ArmResult
-from esper.simic.recorder import run_columns
 from esper.simic.run_folder import CONFIG, RunFolder
 from esper.tolaria.machine import check_device, tune_process
 from esper.tolaria.tasks import load_task
 
 MOST_INCIDENTS = 10
 """How many are told of at the end; the store has all."""
-
-
-class _Interrupt:
-    """The first ctrl-C asks the run to end after its decision; the second ends the process at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Listen for the duration."""
-        before = signal.signal(signal.SIGINT, self)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
 
 def grow(config: RunConfig, *, out: Path | None, replace: bool) -> int:
@@ -61,9 +34,13 @@ def grow(config: RunConfig, *, out: Path | None, replace: bool) -> int:
     # What is wrong with the configuration shows here, before anything is written.
     arms = [Arm(config, task, GROWN)]
     folder = RunFolder(path, config, replace=replace)
-    interrupt = _Interrupt()
+    interrupt = Interrupt()
     results: list[ArmResult] = []
-    with _store(folder, config) as store, interrupt.watching(), Display(console, config, len(ARMS)) as display:
+    with (
+        open_store(folder, config, "grow", config.training.horizon * len(ARMS)) as store,
+        interrupt.watching(),
+        Display(console, config, len(ARMS)) as display,
+    ):
         for name in ARMS:
             arm = arms.pop() if arms else Arm(config, task, name)
             for line, events in arm.run(lambda: interrupt.asked, store):
@@ -100,19 +77,3 @@ def _tell_incidents(console: Console, store: Path) -> None:
     with RunReader(store) as reader:
         for subject, message in reader.query("SELECT subject, message FROM incidents", MOST_INCIDENTS).rows:
             console.print(f"Incident ({subject}): {message}", soft_wrap=True, highlight=False)
-
-
-@contextmanager
-def _store(folder: RunFolder, config: RunConfig) -> Iterator[RunStore | None]:
-    """Open the run's store; None where nothing is to be recorded."""
-    recording = config.recording
-    if recording.record == "off":
-        yield None
-        return
-
-    def report(line: str) -> None:
-        print(f"esper: {line}", file=sys.stderr)
-
-    columns = run_columns(config, "grow", config.training.horizon * len(ARMS))
-    with RunStore(folder.store, columns, error=recording.record_error, report=report) as store:
-        yield store

@@ -1,4 +1,4 @@
-"""The command line: `esper grow`, `runs`, `query`, `tasks`, `doctor`."""
+"""The command line: `esper grow`, `train`, `runs`, `query`, `tasks`, `doctor`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 
-from esper.leyline.config import RUN_FOLDER, RunConfig
+from esper.leyline.config import RUN_FOLDER, PopulationConfig, RunConfig, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.scripts.errors import BAD_INPUT, INTERRUPTED, READER_GONE, parse_line, validation_line
 from esper.scripts.query import Format, query, runs
 
+Config = TypeVar("Config", bound=PopulationConfig)
 
-def _commands(default: RunConfig) -> dict[str, Callable[..., int]]:
+
+def _commands(run: RunConfig, training: TrainConfig) -> dict[str, Callable[..., int]]:
     """Commands by name. What computes is imported by the command that needs it: help and questions should not wait."""
 
     def grow_command(
-        config: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = default,
+        config: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = run,
         out: Path | None = None,
         replace: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ) -> int:
@@ -41,6 +43,26 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., int]]:
         from esper.scripts.grow import grow
 
         return grow(config, out=out, replace=replace)
+
+    def train_command(
+        config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = training,
+        out: Path | None = None,
+        replace: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    ) -> int:
+        """Train a policy that decides about growth, over populations of hosts.
+
+        Parameters
+        ----------
+        config
+            The run. --config FILE starts from the config.json of an earlier one.
+        out
+            Folder of the run; by default named after the run, in runs/.
+        replace
+            Overwrite an earlier run in that folder.
+        """
+        from esper.scripts.train import train
+
+        return train(config, out=out, replace=replace)
 
     def tasks_command() -> int:
         """List the tasks with their hosts."""
@@ -95,6 +117,7 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., int]]:
 
     return {
         "grow": grow_command,
+        "train": train_command,
         "runs": runs_command,
         "query": query_command,
         "tasks": tasks_command,
@@ -102,7 +125,7 @@ def _commands(default: RunConfig) -> dict[str, Callable[..., int]]:
     }
 
 
-def _read_config(path: Path) -> RunConfig:
+def _read_config(path: Path, kind: type[Config]) -> Config:
     """Read the configuration of an earlier run.
 
     Raises
@@ -116,27 +139,30 @@ def _read_config(path: Path) -> RunConfig:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise EsperError(f"config: cannot read {path}: {reason}; name the config.json of a run") from error
     try:
-        return RunConfig.model_validate_json(text)
+        return kind.model_validate_json(text)
     except ValueError as error:
         raise EsperError(f"config: {path}: {validation_line(error)}") from error
 
 
-def _take_config(arguments: list[str]) -> RunConfig:
-    """Take `--config FILE` out of the arguments: it gives the defaults of all others."""
+def _take_config(arguments: list[str]) -> tuple[RunConfig, TrainConfig]:
+    """Take `--config FILE` out of the arguments: it gives the defaults of the command's other arguments."""
+    run, training = RunConfig(), TrainConfig()
     for at, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name != "--config":
             continue
         if not equals and at + 1 == len(arguments):
             raise EsperError("--config: a file is missing behind it; name the config.json of a run")
-        path = value if equals else arguments[at + 1]
+        path = Path(value if equals else arguments[at + 1])
         del arguments[at : at + (1 if equals else 2)]
-        return _read_config(Path(path))
-    return RunConfig()
+        if arguments[:1] == ["train"]:
+            return run, _read_config(path, TrainConfig)
+        return _read_config(path, RunConfig), training
+    return run, training
 
 
 def _parse_and_run(arguments: list[str]) -> int:
-    default = _take_config(arguments)
+    run, training = _take_config(arguments)
     complaint = io.StringIO()
     chosen: list[Callable[[], int]] = []
 
@@ -149,7 +175,7 @@ def _parse_and_run(arguments: list[str]) -> int:
 
         return keep
 
-    commands = {name: later(command) for name, command in _commands(default).items()}
+    commands = {name: later(command) for name, command in _commands(run, training).items()}
     try:
         with contextlib.redirect_stderr(complaint):
             tyro.extras.subcommand_cli_from_dict(

@@ -12,16 +12,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from esper.leyline.actions import HEAD_COUNT, Head, Op
+from esper.leyline.actions import Head, Op
 from esper.leyline.config import ContextConfig, ObjectiveConfig, PopulationConfig
 from esper.leyline.stages import Stage
 from esper.leyline.view import PopulationView, Scores
 from esper.simic.contexts import Contexts, draw_contexts
 from esper.simic.episode import Episode, Step
-from esper.simic.objective import Appraiser, Objective
+from esper.simic.objective import Appraiser, Objective, Standing
 from esper.tamiyo.policy.action_masks import ActionMasks, compute_batch_masks
 from esper.tamiyo.policy.observation import Observation, Observer
-from esper.tolaria.evaluation import evaluate
+from esper.tolaria.evaluation import Evaluation, evaluate
 from esper.tolaria.tasks import Task
 
 
@@ -156,16 +156,22 @@ class GrowthEnvironment:
         self.episode.controller = self._given
         population = self.episode.population
         self.objective = Objective(self._objective_config, self.contexts, self._gamma)
-        first = evaluate(population, self._task.data.reward_validation)
-        nobody = torch.zeros(self.rows, dtype=torch.bool, device=population.device)
-        self.objective.begin(
-            self._appraiser.standing(
-                population.slots, first.loss_R, first.accuracy_R, nobody[:, None], nobody, self.horizon
-            )
-        )
+        self.objective.begin(self.standing(evaluate(population, self._task.data.reward_validation)))
         self._observer = Observer(self.rows, self._task.host.slot_config, population.device)
         self._masks = ActionMasks.empty(self.rows, population.fits_SB)
         return self.situation()
+
+    def standing(self, evaluation: Evaluation) -> Standing:
+        """Where the hosts stand by an evaluation, nothing having been done just now."""
+        nobody_R = torch.zeros(self.rows, dtype=torch.bool, device=self.episode.population.device)
+        return self._appraiser.standing(
+            self.episode.population.slots,
+            evaluation.loss_R,
+            evaluation.accuracy_R,
+            nobody_R[:, None],
+            nobody_R,
+            self.horizon - self.episode.decision,
+        )
 
     def situation(self) -> Situation:
         """Look at the hosts; once for each decision, for what is seen has a memory."""
@@ -196,8 +202,3 @@ class GrowthEnvironment:
         episode.reward = parts = self.objective.pay(standing)
         reward_R = torch.stack(list(parts.values())).sum(0)
         return Payment(reward_R, parts, episode.done, step)
-
-
-def wait(rows: int, device: torch.device | str = "cpu") -> Tensor:
-    """Int64 [R, H]: everybody waits."""
-    return torch.zeros(rows, HEAD_COUNT, dtype=torch.int64, device=device)

@@ -62,8 +62,8 @@ class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
     `action_mask_op` bool [N, O], `action_mask_slot` bool [N, O, S]
         Operations that are possible; slots that each of them may name (for WAIT, which names none, slot 0).
     `action_mask_flat` bool [N, sum of the heads' choices]
-        Choices that are part of some possible action, head after head: for a policy whose heads do not know of each
-        other. It can still combine them to what is impossible.
+        Choices of some possible action that uses the head, head after head: for a policy whose heads do not know of
+        each other. It can express every possible action, and still combine choices to what is impossible.
     `accepted` bool [N], `refused_by` int64 [N]
         Whether the last action was performed, and the `Check` that refused it (0: none did).
     `parts_<term>` float32 [N]
@@ -196,12 +196,7 @@ class GrowthEnv(gymnasium.Env[Observed, NDArray[np.int64]]):
     Parameters
     ----------
     environment
-        Of one group of two.
-
-    Raises
-    ------
-    EsperError
-        The environment is of another size.
+        Of one group of two; anything else is an `EsperError`.
 
     Examples
     --------
@@ -250,17 +245,19 @@ class GrowthEnv(gymnasium.Env[Observed, NDArray[np.int64]]):
 
 
 def marginal_masks(masks: ActionMasks) -> Tensor:
-    """Bool [N, sum of the heads' choices]: choices that are part of some possible action, head after head."""
-    op_RO, slot_ROS, gradual_RS = masks.op_RO, masks.slot_ROS, masks.gradual_RS
-    rows, ops, slots = slot_ROS.shape
+    """Bool [N, sum of the heads' choices]: see `GrowthVectorEnv`; 0 alone in a head that no possible action uses."""
+    of_rows, (rows, ops, slots) = (masks.op_RO, masks.slot_ROS, masks.gradual_RS), masks.slot_ROS.shape
     # Every pair of operation and slot as a row of its own.
-    pairs, device = ops * slots, slot_ROS.device
-    op_PO, slot_POS, gradual_PS = (mask.repeat_interleave(pairs, 0) for mask in (op_RO, slot_ROS, gradual_RS))
+    pairs, device = ops * slots, masks.op_RO.device
+    op_PO, slot_POS, gradual_PS = (mask.repeat_interleave(pairs, 0) for mask in of_rows)
     every = ActionMasks(op_PO, slot_POS, gradual_PS, masks.fits_SB, masks.heads_OHC)
     op = torch.arange(ops, device=device).repeat_interleave(slots).repeat(rows)
     slot = torch.arange(slots, device=device).repeat(rows * ops)
-    chosen = every.chosen(op, slot) & slot_ROS.reshape(-1, 1, 1)
+    # Where an operation does not use a head, its choice is 0 and means nothing.
+    used_OH = masks.heads_OHC[:, :, 1:].any(2)
+    chosen = every.chosen(op, slot) & masks.slot_ROS.reshape(-1, 1, 1) & used_OH[op][:, :, None]
     mask_NHC = chosen.view(rows, pairs, *chosen.shape[1:]).any(1)
+    mask_NHC[:, :, 0] |= ~mask_NHC.any(2)
     return torch.cat([mask_NHC[:, head, :size] for head, size in head_sizes(slots).items()], 1)
 
 
@@ -288,8 +285,9 @@ def growth_environment(
         Fields of `TrainingConfig`: horizon, updates_per_decision, batch_size.
     """
     config = RunConfig(task=task, host=host, seed=seed, device=device, training=TrainingConfig.model_validate(training))
-    loaded = load_task(task, host, device)
-    return GrowthEnvironment(config, loaded, ContextConfig(), ObjectiveConfig(), groups=groups, size=size)
+    return GrowthEnvironment(
+        config, load_task(task, host, device), ContextConfig(), ObjectiveConfig(), groups=groups, size=size
+    )
 
 
 def _box(features: tuple[Feature, ...], slots: int | None = None) -> Box[np.float32]:

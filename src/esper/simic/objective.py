@@ -31,8 +31,8 @@ class Standing:
     ----------
     utility_R
         Minus the reward-validation loss (nats), or the accuracy; finite.
-    cost_R
-        ln(1 + added / host parameters), the added ones being in the forward pass.
+    added_R, cost_R
+        Parameters of the seeds in the forward pass, and ln(1 + added / host parameters).
     potential_R
         How far the seeds have come, 1 for each that is committed.
     credit_R, committed_R
@@ -46,6 +46,7 @@ class Standing:
     """
 
     utility_R: Tensor
+    added_R: Tensor
     cost_R: Tensor
     potential_R: Tensor
     credit_R: Tensor
@@ -235,6 +236,7 @@ class Appraiser:
         committed_RS = slots.stage == int(Stage.FOSSILIZED)
         return Standing(
             utility_R=accuracy_R.float().nan_to_num(0.0) if self._by_accuracy else -loss_R,
+            added_R=added_R,
             cost_R=torch.log1p(added_R / self._host_parameters),
             potential_R=self._potential[slots.stage].sum(1),
             credit_R=worth_RS.sum(1),

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from esper.kasmina import plain
 from esper.kasmina.export import describe
 from esper.kasmina.population import Population
-from esper.leyline.config import RunConfig
+from esper.leyline.config import PopulationConfig, RunConfig, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.leyline.files import write_atomic
 from esper.nissa.schema import STORE, store_files
@@ -48,7 +48,7 @@ class RunFolder:
         The folder holds a run or something else, or cannot be written.
     """
 
-    def __init__(self, path: Path, config: RunConfig, *, replace: bool) -> None:
+    def __init__(self, path: Path, config: PopulationConfig, *, replace: bool) -> None:
         self.path, self.store = path, path / STORE
         _make_room(path, replace=replace)
         write_atomic(path / CONFIG, (config.model_dump_json(indent=2) + "\n").encode())
@@ -63,8 +63,16 @@ class RunFolder:
 
 def _is_run(path: Path) -> bool:
     try:
-        RunConfig.model_validate_json((path / CONFIG).read_bytes())
-    except (FileNotFoundError, ValueError):
+        text = (path / CONFIG).read_bytes()
+    except OSError:
+        return False
+    return any(_describes(kind, text) for kind in (RunConfig, TrainConfig))
+
+
+def _describes(kind: type[PopulationConfig], text: bytes) -> bool:
+    try:
+        kind.model_validate_json(text)
+    except ValueError:
         return False
     return True
 
