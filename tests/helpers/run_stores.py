@@ -24,7 +24,7 @@ ROUND: dict[str, Any] = {
     **{"horizon_decisions": 10, "updates_per_decision": 1, "started_unix_s": 1.0, "decisions": 0},
 }
 EPISODE: dict[str, Any] = {
-    **{"row_id": 0, "status": "finished", "price_nats": 0.0, "learning_rate": 0.1},
+    **{"row_id": 0, "status": "finished", "price_nats": 0.0, "learning_rate": 0.1, "label_noise_share": 0.0},
     **{"host_parameters": 100, "host_multiply_adds": 1000},
 }
 DECISION: dict[str, Any] = {"legal_ops": 1, "op": "wait", "accepted": 1}

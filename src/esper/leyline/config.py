@@ -243,7 +243,7 @@ class RunConfig(PopulationConfig):
 class TrainConfig(PopulationConfig):
     """One `esper train` run."""
 
-    rounds: Positive = 100
+    rounds: Annotated[int, Field(ge=1, le=2**18)] = 100
     """Rounds: one episode of every host, then one update of the policy."""
     rows: Positive = 64
     """Hosts that train at once."""

@@ -13,8 +13,10 @@ from torch import Tensor
 from esper.leyline.config import ContextConfig, PopulationConfig
 from esper.leyline.streams import Stream
 
-STARTS_OF_ROUND = 2**20
+STARTS_OF_ROUND = 2**12
 """Starts are numbered through all rounds; more groups than this no round has."""
+MOST_ROUNDS = 2**32 // STARTS_OF_ROUND
+"""Rounds whose starts have numbers: coordinates of random numbers have 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,16 @@ def draw_contexts(
         Of the run, and of the round: together with a group's number they decide its draw, and nothing else does.
     groups, size
         G and K.
+
+    Raises
+    ------
+    ValueError
+        There are no starts left for such a number, or for so many groups.
     """
+    if not (0 <= number < MOST_ROUNDS and groups <= STARTS_OF_ROUND):
+        raise ValueError(
+            f"round {number} of {groups} groups; at most {MOST_ROUNDS:,} rounds of {STARTS_OF_ROUND:,} have starts"
+        )
     combinations = torch.cartesian_prod(
         *(torch.tensor(values) for values in (config.prices, config.learning_rates, config.label_noise))
     ).to(device)

@@ -19,7 +19,7 @@ from esper.leyline.checks import Check
 from esper.leyline.config import ContextConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from esper.leyline.errors import EsperError
 from esper.leyline.transfer import Parcel, deliver
-from esper.simic.contexts import STARTS_OF_ROUND
+from esper.simic.contexts import MOST_ROUNDS
 from esper.simic.environment import GrowthEnvironment, Payment, Situation
 from esper.tamiyo.policy.action_masks import ActionMasks
 from esper.tamiyo.policy.features import RUN_FEATURES, RUNNING_FEATURES, SLOT_FEATURES, Feature
@@ -39,10 +39,10 @@ Info = dict[str, Any]
 
 LIMIT = 10.0
 """What has no bounds of its own is clipped to plus and minus this."""
-EPISODES_OF_SEED = 2**12
+EPISODES_OF_SEED = 2**10
 """Seed k begins with episode k times this, so that environments with different seeds play different episodes."""
-_EPISODES = 2**63 // STARTS_OF_ROUND
-"""Numbers of episodes go round here: each has `STARTS_OF_ROUND` starts, which are numbered in int64."""
+_EPISODES = MOST_ROUNDS
+"""Numbers of episodes go round here."""
 
 
 class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
@@ -106,7 +106,7 @@ class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
         ----------
         seed
             Begin with the first episode of this seed, `seed * EPISODES_OF_SEED`; without one, the episode after the
-            present one begins, and the very first is number 0. Seeds count modulo 2**31.
+            present one begins, and the very first is number 0. Seeds count modulo 1,024.
         options
             `{"episode": number}` begins this one, whatever the seed.
 

@@ -29,7 +29,7 @@ from esper.tolaria.tasks import Task
 
 LAST, BEST = "policy-last", "policy-best"
 """Folders of the policies, in the run's."""
-SELECTION_STARTS, FINAL_STARTS = 2**40, 2**41
+SELECTION_STARTS, FINAL_STARTS = 2**18, 2**19
 """Numbers of the rounds whose starts select and judge; training never gets so far."""
 
 

@@ -12,6 +12,7 @@ from plain_observation import FLAG_OF, INF, NAN, WORTHS, mapped, plain_run, plai
 
 from esper.leyline.stages import Stage
 from esper.leyline.view import Controller, PopulationView, Scores
+from esper.simic.contexts import Contexts
 from esper.tamiyo.controllers.registry import make_controller
 from esper.tamiyo.policy.features import HISTORY, RUN_FEATURES, RUNNING_FEATURES, SLOT_FEATURES, feature_table
 from esper.tamiyo.policy.observation import Observation, Observer
@@ -124,11 +125,11 @@ class Watcher:
 @pytest.mark.parametrize("name", TASK_NAMES)
 def test_real_episodes_stay_within_the_ranges(name: str) -> None:
     task, rows = task_of(name, examples=48), 48
-    config = run_config(name, "random", horizon=30, updates=1, batch=8, growth=QUICK, price=0.1)
+    config = run_config(name, "random", horizon=30, updates=1, batch=8, growth=QUICK)
     ids, sites = torch.arange(rows), task.host.slot_config
     inner = make_controller("random", rows=rows, slots=sites.slots, seed=config.seed, row_ids_R=ids)
     watcher = Watcher(inner, Observer(rows, sites))
-    record(config, task, rows, controller=watcher)
+    record(config, task, rows, controller=watcher, contexts=Contexts.alone(config, ids, price=0.1))
     assert len(watcher.seen) == 30
     slot = torch.stack([o.slot_RSF for o in watcher.seen]).flatten(0, 2)
     run = torch.stack([o.run_RF for o in watcher.seen]).flatten(0, 1)

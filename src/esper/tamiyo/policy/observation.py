@@ -168,7 +168,11 @@ class Observer:
             ),
             1,
         )
-        return torch.cat((self._table["op"][view.last_action_RH[:, Head.OP]], outcome.float()), 1)
+        op_R = view.last_action_RH[:, Head.OP]
+        # An operation that does not exist was refused, and is none of the known ones.
+        known_R = (op_R >= 0) & (op_R < len(Op))
+        op_RO = self._table["op"][op_R.clamp(0, len(Op) - 1)] * known_R[:, None]
+        return torch.cat((op_RO, outcome.float()), 1)
 
 
 def _measured(*quantities: Tensor) -> tuple[Tensor, Tensor]:
