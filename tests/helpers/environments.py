@@ -27,7 +27,7 @@ Deed = Callable[[Situation], Tensor]
 def environment(
     preset: str = "paired",
     *,
-    task: str = "digits-mlp",
+    task: str = "mnist1d-mlp",
     groups: int = 2,
     size: int = 3,
     horizon: int = 8,

@@ -18,7 +18,7 @@ from esper.leyline.stages import Stage
 from esper.leyline.view import PopulationView, Scores
 from esper.simic.contexts import Contexts, draw_contexts
 from esper.simic.episode import Episode, Step
-from esper.simic.objective import Appraiser, Objective, Standing
+from esper.simic.objective import Appraiser, Objective, Standing, check_gamma
 from esper.tamiyo.policy.action_masks import ActionMasks, compute_batch_masks
 from esper.tamiyo.policy.observation import Observation, Observer
 from esper.tolaria.evaluation import Evaluation, evaluate
@@ -116,6 +116,11 @@ class GrowthEnvironment:
         The learner's discount.
     record
         Give a `Step` for every decision.
+
+    Raises
+    ------
+    ValueError
+        See `check_gamma`.
     """
 
     contexts: Contexts
@@ -136,6 +141,7 @@ class GrowthEnvironment:
         gamma: float = 1.0,
         record: bool = False,
     ) -> None:
+        check_gamma(objective, gamma)
         self._config, self._task, self._context_config = config, task, contexts
         self._objective_config, self._gamma, self._record = objective, gamma, record
         self._groups, self._size = groups, size

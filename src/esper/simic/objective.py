@@ -59,6 +59,21 @@ class Standing:
 Term = Callable[["Objective", Standing, Standing], Tensor]
 
 
+def check_gamma(config: ObjectiveConfig, gamma: float) -> None:
+    """Refuse a potential that is shaped for another discount than that of the learner.
+
+    Raises
+    ------
+    ValueError
+        They differ, and the preset shapes.
+    """
+    if "shaping" in PRESETS[config.preset] and config.shaping_gamma != gamma:
+        raise ValueError(
+            f"objective: shaping_gamma is {config.shaping_gamma:g} and the learner's gamma {gamma:g}; "
+            "they must be equal, or shaping changes which policy is best (Ng, Harada and Russell 1999)"
+        )
+
+
 class Objective:
     """Pays a population over one episode.
 
@@ -79,12 +94,8 @@ class Objective:
 
     def __init__(self, config: ObjectiveConfig, contexts: Contexts, gamma: float) -> None:
         self.config, self.contexts = config, contexts
+        check_gamma(config, gamma)
         self.terms = PRESETS[config.preset]
-        if "shaping" in self.terms and config.shaping_gamma != gamma:
-            raise ValueError(
-                f"objective: shaping_gamma is {config.shaping_gamma:g} and the learner's gamma {gamma:g}; "
-                "they must be equal, or shaping changes which policy is best (Ng, Harada and Russell 1999)"
-            )
         self._drip_R = torch.zeros_like(contexts.price_R)
         """What is paid at each decision that is left, for seeds committed earlier."""
 
@@ -232,7 +243,7 @@ class Appraiser:
         loss_R = loss_R.float().nan_to_num(self._worst, self._worst, -self._worst).clamp_max(self._worst)
         visible_RS = self._blended[slots.stage] & (slots.alpha > 0)
         added_R = (slots.parameters * visible_RS).sum(1)
-        worth_RS = slots.contribution.nan_to_num(0.0, 0.0, 0.0).clamp_min(0.0) * visible_RS
+        worth_RS = slots.contribution.nan_to_num(0.0, 0.0, 0.0).clamp(0.0, self._worst) * visible_RS
         committed_RS = slots.stage == int(Stage.FOSSILIZED)
         return Standing(
             utility_R=accuracy_R.float().nan_to_num(0.0) if self._by_accuracy else -loss_R,

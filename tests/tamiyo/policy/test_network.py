@@ -349,14 +349,19 @@ def test_the_generator_alone_decides_the_first_weights() -> None:
 
 
 @pytest.mark.parametrize("slots", SLOT_COUNTS)
-def test_a_new_policy_is_small_and_nearly_uniform(slots: int) -> None:
+def test_a_new_policy_is_small_and_nearly_its_prior(slots: int) -> None:
     policy = new_policy(slots)
     assert sum(p.numel() for p in policy.parameters()) < 500_000
     _, told = play(policy, 4, 32, slots, seed=slots)
     several = told.mask_RHC.sum(-1) > 1
     assert several[..., Head.OP].any()
-    # Not of the slot: tokens of random numbers lie far apart, and so do their keys.
-    assert (told.entropy_RH[several & (torch.arange(HEAD_COUNT) != Head.SLOT)] > 0.95).all()
+    # Uniform behind operation and slot; of the slot not: tokens of random numbers lie far apart, and so do their keys.
+    assert (told.entropy_RH[several & (torch.arange(HEAD_COUNT) > Head.SLOT)] > 0.95).all()
+    # The operation follows its prior among what is legal: e^1.5 for WAIT, e^-1.5 for CULL, 1 for any other.
+    weight_O = torch.tensor([4.4817, 1.0, 1.0, 0.2231, 1.0, 1.0])
+    op, legal = told.action_RH[..., Head.OP], told.mask_RHC[..., Head.OP, : len(Op)]
+    prior = weight_O[op] / (weight_O * legal).sum(-1)
+    torch.testing.assert_close(told.log_prob_RH[..., Head.OP].exp(), prior, rtol=0.1, atol=0.02)
 
 
 @pytest.mark.parametrize("wrong", ["token", "mask"])

@@ -72,6 +72,10 @@ class Evaluation:
     flag: Tensor | None
 
 
+OP_PRIOR = {Op.WAIT: 1.5, Op.CULL: -1.5}
+"""Logits of a new policy, others 0: it waits often and seldom culls, or no seed would ever live to show its worth."""
+
+
 class FactoredRecurrentActorCritic(nn.Module):
     """Policy over the eight heads, and value. Its weights mean nothing before `initialise` or a state dict.
 
@@ -110,7 +114,7 @@ class FactoredRecurrentActorCritic(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw the weights: orthogonal, policy heads small, so that a new policy is nearly uniform."""
+        """Draw the weights: orthogonal, policy heads small, so that a new policy is uniform but for `OP_PRIOR`."""
         gain = {"op_head": 0.01, "slot_query": 0.1, "rest_head": 0.01, "value_head.2.linear": 1.0}
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
@@ -122,6 +126,8 @@ class FactoredRecurrentActorCritic(nn.Module):
                 nn.init.zeros_(module.in_proj_bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.1, generator=generator)
+        for op, logit in OP_PRIOR.items():
+            self.op_head.bias[op] = logit
         hidden = self.config.hidden
         for name, parameter in self.memory.named_parameters():
             if name.startswith("weight"):
