@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -134,12 +135,12 @@ class Problem:
 class Bandit(Problem):
     """One decision: which blueprint to grow, if any, when what it gives and what it costs compete.
 
-    A large MLP gives most and costs most, a small one less of both, a norm little for nearly nothing; the price decides,
-    and the highest asks for none.
+    A large MLP gives most and costs most, a small one less of both, a norm little for nearly nothing; the price
+    decides, and the highest asks for none.
     """
 
-    horizon, slots, rounds = 1, 1, 150
-    gives = {Blueprint.MLP_LARGE: (1.0, 1.0), Blueprint.MLP_SMALL: (0.7, 0.4), Blueprint.NORM: (0.3, 0.1)}
+    horizon, slots, rounds = 1, 1, 120
+    gives: ClassVar = {Blueprint.MLP_LARGE: (1.0, 1.0), Blueprint.MLP_SMALL: (0.7, 0.4), Blueprint.NORM: (0.3, 0.1)}
     prices = (0.0, 0.75, 2.0, 4.0)
 
     def __init__(self, seed: int) -> None:
@@ -162,7 +163,7 @@ class Bandit(Problem):
 class Timing(Problem):
     """A dozen decisions, of which one is the right one: growing earlier or later is worth less."""
 
-    horizon, slots, rounds, optimum = 12, 1, 150, 1.0
+    horizon, slots, rounds, optimum = 12, 1, 80, 1.0
     best, width = 6, 4
 
     def begin(self) -> None:
@@ -177,7 +178,7 @@ class Timing(Problem):
 class Memory(Problem):
     """The first loss says which blueprint will be the right one at the last decision; in between it tells nothing."""
 
-    horizon, slots, rounds, optimum = 8, 1, 200, 1.0
+    horizon, slots, rounds, optimum = 8, 1, 100, 1.0
     answers = (Blueprint.NORM, Blueprint.MLP_LARGE)
 
     def begin(self) -> None:
@@ -196,7 +197,7 @@ PROBLEMS: dict[str, type[Problem]] = {"bandit": Bandit, "timing": Timing, "memor
 
 
 def learn(name: str, seed: int, tell: Callable[[int, float, float], None] | None = None) -> float:
-    """Learn a problem with every default; give the greedy policy's mean return on a fresh round, as a share of the best.
+    """Learn a problem with every default; give what the greedy policy gets on a fresh round, as a share of the best.
 
     Parameters
     ----------

@@ -19,8 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from esper.leyline.config import RUN_FOLDER, TrainConfig
+from esper.leyline.errors import EsperError
 from esper.scripts.errors import INTERRUPTED
 from esper.scripts.running import Interrupt, open_store
+from esper.simic.objective import check_gamma
 from esper.simic.run_folder import RunFolder
 from esper.simic.train import BEST, PolicyTraining, RoundLine, Worth
 from esper.tamiyo.policy.saved import load_policy
@@ -38,6 +40,10 @@ def train(config: TrainConfig, *, out: Path | None, replace: bool) -> int:
     tune_process(1)
     path = out or RUN_FOLDER / f"train-{config.task}-{config.host}-seed{config.seed}"
     task = load_task(config.task, config.host, config.device)
+    try:
+        check_gamma(config.objective, config.ppo.gamma)
+    except ValueError as error:
+        raise EsperError(str(error)) from error
     folder = RunFolder(path, config, replace=replace)
     interrupt = Interrupt()
     started, made = time.perf_counter(), 0
@@ -76,14 +82,18 @@ def _progress(line: RoundLine, rounds: int, started: float) -> str:
         f"return {line.return_mean:+.4f}",
         f"paired gain {worth.gain_nats:+.4f} nats",
         f"grown {worth.added_parameters:,.0f} parameters",
-        f"entropy {update.entropy:.2f}",
-        f"KL {update.kl_nats:.4f} nats",
-        f"value fit {update.explained_variance:+.2f}",
+        f"entropy {_number(update.entropy, '.2f')}",
+        f"KL {_number(update.kl_nats, '.4f')} nats",
+        f"value fit {_number(update.explained_variance, '+.2f')}",
         f"{line.episodes / line.seconds:.1f} episodes/s",
         f"{left:.0f} s left",
         *([] if line.selected is None else [f"selection {line.selected.net_nats:+.4f} nats"]),
     )
     return "  ".join(parts)
+
+
+def _number(value: float, form: str) -> str:
+    return "not measured" if math.isnan(value) else format(value, form)
 
 
 def _table(worths: dict[str, Worth], config: TrainConfig) -> Table:

@@ -55,7 +55,7 @@ class UpdateReport:
     kl_nats, clip_share, policy_loss, value_loss, entropy, gradient_norm
         Means over the minibatches of the last pass. The divergence is measured before each step.
     explained_variance
-        Of the returns by the values of the rollout, so of the critic before this update.
+        Of the returns by the values of the rollout, so of the critic before this update; NaN where all are equal.
     heads
         By head.
     """
@@ -180,8 +180,8 @@ class PPOAgent:
         deviation = _variance(advantage_TR, free_TR).sqrt()
         advantage_TR = (advantage_TR - _mean(advantage_TR, free_TR)) / (deviation + 1e-8)
         self.policy.value_output.track(target_TR, learned_TR)
-        missed = _variance(return_TR - value_TR, learned_TR)
-        return advantage_TR, target_TR, 1 - missed / _variance(return_TR, learned_TR)
+        missed, total = _variance(return_TR - value_TR, learned_TR), _variance(return_TR, learned_TR)
+        return advantage_TR, target_TR, torch.where(total > 0, 1 - missed / total, torch.nan)
 
     def _step(
         self, rollout: Rollout, rows: Tensor, advantage_TR: Tensor, target_TR: Tensor, epoch: int

@@ -72,8 +72,8 @@ class Evaluation:
     flag: Tensor | None
 
 
-OP_PRIOR = {Op.WAIT: 1.5, Op.CULL: -1.5}
-"""Logits of a new policy, others 0: it waits often and seldom culls, or no seed would ever live to show its worth."""
+OP_PRIOR = {Op.CULL: -1.5}
+"""Logits of a new policy, others 0: it seldom culls, or no seed would ever live to show its worth."""
 
 
 class FactoredRecurrentActorCritic(nn.Module):

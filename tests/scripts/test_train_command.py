@@ -1,0 +1,114 @@
+"""`esper train` as a user meets it."""
+
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from esper.leyline.config import TrainConfig
+from helpers.command import COMMAND, ENVIRONMENT, in_process, process, snapshot
+from helpers.stored import column
+
+TINY = (
+    *("--task", "mnist1d-mlp", "--rounds", "2", "--rows", "4", "--group-size", "2", "--select-every", "1"),
+    *("--horizon", "4", "--updates-per-decision", "1"),
+)
+POLICY = ["policy.json", "policy.safetensors"]
+FILES = sorted(
+    ["config.json", "run.sqlite", *(f"{folder}/{name}" for folder in ("policy-best", "policy-last") for name in POLICY)]
+)
+
+
+def files_of(folder):
+    return sorted(name for name, content in snapshot(folder).items() if content is not None)
+
+
+def test_help_names_every_setting(capsys):
+    code, out, _ = in_process(capsys, "train", "--help")
+    assert code == 0
+    options = set(re.findall(r"--([\w-]+)", out))
+
+    def leaves(model):
+        for name, field in model.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                yield from leaves(field.annotation)
+            else:
+                yield name.replace("_", "-")
+
+    assert {"out", "replace", "config", *leaves(TrainConfig)} <= options
+
+
+def test_a_whole_run_on_a_pipe(home):
+    code, out, err = process("train", *TINY, "--out", "run")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    number = r"[+-]?\d+\.\d+"
+    for at in (1, 2):
+        (line,) = (line for line in lines if line.startswith(f"round {at}/2 "))
+        assert re.search(
+            rf"return {number}  paired gain {number} nats  grown [\d,]+ parameters  entropy {number}  "
+            rf"KL {number} nats  value fit (?:{number}|not measured)  {number} episodes/s  \d+ s left  "
+            rf"selection {number} nats$",
+            line,
+        )
+    for kind in ("greedy", "drawing"):
+        assert re.search(rf"│ {kind} +│ +{number} ± {number} │ +{number} │ +[\d,]+ │", out)
+    assert files_of(home / "run") == FILES
+    assert column(home / "run" / "run.sqlite", "SELECT status FROM run") == ["finished"]
+    # What it made can grow.
+    code, out, err = process(
+        "grow", "--task", "mnist1d-mlp", "--controller", "greedy:run/policy-best", "--horizon", "3", "--out", "grown"
+    )
+    assert (code, err) == (0, "")
+
+
+def test_it_is_repeated_from_its_configuration(home, capsys):
+    assert in_process(capsys, "train", *TINY, "--seed", "3", "--out", "first")[0] == 0
+    assert in_process(capsys, "train", "--config", "first/config.json", "--out", "second")[0] == 0
+    first, second = snapshot(home / "first"), snapshot(home / "second")
+    for name in FILES:
+        if name != "run.sqlite":
+            assert first[name] == second[name], name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--rows", "6", "--group-size", "4"], "rows must be a multiple of group_size; got 6 and 4"),
+        (["--group-size", "1"], "group_size: input should be greater than or equal to 2"),
+        (["--rounds", "0"], "rounds: input should be greater than or equal to 1"),
+        (["--task", "nothing"], "unknown task 'nothing'"),
+        (["--preset", "paid"], "invalid choice"),
+        (["--preset", "shaped", "--gamma", "0.9"], "shaping_gamma is 1 and the learner's gamma 0.9"),
+        (["--config", "missing.json"], "cannot read missing.json"),
+    ],
+)
+def test_bad_input_is_one_line(home, capsys, arguments, complaint):
+    code, out, err = in_process(capsys, "train", *TINY, *arguments)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert complaint in err
+    assert snapshot(home) == {}
+
+
+def test_ctrl_c_ends_after_the_round(home):
+    command = [*COMMAND, "train", *TINY, "--rounds", "200", "--select-every", "1000", "--out", "run"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert run.stdout.readline().startswith("round 1/200 ")
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, err) == (130, "")
+    assert re.search(r"Stopped after round \d+ of 200\. Kept in run: the record and the policy so far\.", out)
+    assert column(home / "run" / "run.sqlite", "SELECT status FROM run") == ["interrupted"]
+    assert {"policy-last/policy.json", "policy-last/policy.safetensors"} <= set(files_of(home / "run"))
+
+
+@pytest.mark.slow
+def test_the_short_integration_run(home):
+    command = [sys.executable, "-m", "esper.scripts.train", "ppo", "--episodes", "2", "--n-envs", "2"]
+    run = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert [line.split()[1] for line in run.stdout.splitlines() if line.startswith("round ")] == ["1/2", "2/2"]
+    assert snapshot(home) == {}

@@ -1,0 +1,148 @@
+"""Training a policy: what a few short rounds leave behind, and what they are reproducible in."""
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+import torch
+
+from esper.leyline.config import TrainConfig
+from esper.nissa.store import RunStore
+from esper.simic.recorder import run_columns
+from esper.simic.train import BEST, FINAL_STARTS, LAST, PolicyTraining
+from esper.tamiyo.policy.saved import load_policy
+from esper.tolaria.evaluation import evaluate
+from helpers.episodes import OPEN_GATES, task_of
+
+ROUNDS = 3
+
+
+def configured(**more):
+    settings = {
+        "task": "mnist1d-mlp",
+        "rounds": ROUNDS,
+        "rows": 8,
+        "group_size": 4,
+        "select_every": 2,
+        "growth": OPEN_GATES,
+        "training": {"horizon": 9, "updates_per_decision": 1, "batch_size": 8},
+    }
+    return TrainConfig.model_validate(settings | more)
+
+
+def train(folder, config, *, store=False, stop_after=ROUNDS):
+    """Train; give the lines, the training, and what the best policy is worth."""
+    run = RunStore(folder / "run.sqlite", run_columns(config, "train", 1)) if store else None
+    training = PolicyTraining(config, task_of(config.task, examples=40), folder, run)
+    lines = list(training.run(lambda: training.agent.updates >= stop_after))
+    worth = training.judge(load_policy(folder / BEST), greedy=True) if (folder / BEST).exists() else None
+    if run is not None:
+        run.close("finished")
+    return lines, training, worth
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One recorded run: its folder, its lines, the training, and what the best policy is worth."""
+    folder = tmp_path_factory.mktemp("trained")
+    return (folder, *train(folder, configured(), store=True))
+
+
+@pytest.fixture
+def ask(trained):
+    def answer(sql):
+        with closing(sqlite3.connect(f"file:{trained[0] / 'run.sqlite'}?mode=ro", uri=True)) as db:
+            return db.execute(sql).fetchall()
+
+    return answer
+
+
+def facts(line):
+    """Everything of a line but its time."""
+    return {name: value for name, value in vars(line).items() if name != "seconds"}
+
+
+def test_every_round_is_told(trained):
+    _, lines, training, _ = trained
+    assert [line.number for line in lines] == [0, 1, 2]
+    # Every second round, and the last.
+    assert [line.selected is not None for line in lines] == [False, True, True]
+    assert all(line.episodes == 6 for line in lines), "twins are not learned from"
+    assert training.agent.updates == ROUNDS
+
+
+def test_the_same_run_again_and_unrecorded_is_the_same_to_the_bit(trained, tmp_path):
+    _, lines, training, worth = trained
+    again, other, other_worth = train(tmp_path, configured())
+    assert repr([facts(line) for line in again]) == repr([facts(line) for line in lines])
+    assert repr(other_worth) == repr(worth)
+    theirs = other.policy.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in training.policy.state_dict().items())
+
+
+def test_another_seed_is_another_run(trained, tmp_path):
+    _, lines, _, _ = trained
+    others, _, _ = train(tmp_path, configured(seed=1), stop_after=1)
+    assert others[0].return_mean != lines[0].return_mean
+
+
+def test_what_is_on_the_disk_is_the_policy_of_the_last_round(trained):
+    folder, _, training, _ = trained
+    last = load_policy(folder / LAST).state_dict()
+    assert all(torch.equal(tensor, last[name]) for name, tensor in training.policy.state_dict().items())
+
+
+def test_a_stopped_run_keeps_its_policy(tmp_path):
+    lines, training, worth = train(tmp_path, configured(), stop_after=1)
+    assert (len(lines), worth) == (1, None)
+    kept = load_policy(tmp_path / LAST).state_dict()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in training.policy.state_dict().items())
+
+
+def test_rounds_selections_and_the_judgement_are_recorded(ask):
+    rounds = ask("SELECT purpose, arm, kl_nats IS NOT NULL, decisions, rows, ended_unix_s IS NOT NULL FROM round")
+    learning, greedy = ("train", "policy", 1, 9, 8, 1), ("selection", "greedy", 0, 9, 8, 1)
+    assert rounds == [learning, learning, greedy, learning, greedy, ("test", "greedy", 0, 9, 8, 1)]
+    assert ask("SELECT count(*) FROM decision") == [(6 * 9 * 8,)]
+    assert ask("SELECT count(*), count(DISTINCT head) FROM head") == [(3 * 8, 8)]
+
+
+def test_the_recorded_reward_is_the_one_that_was_learned_from(trained, ask):
+    _, lines, _, _ = trained
+    means = ask("""
+        SELECT avg(reward) FROM episode JOIN round USING (round)
+        WHERE purpose = 'train' AND twin_row IS NOT NULL GROUP BY round ORDER BY round""")
+    assert [mean for (mean,) in means] == pytest.approx([line.return_mean for line in lines], abs=1e-6)
+    ((worst,),) = ask("SELECT max(abs(reward - reward_gain - reward_rent)) FROM decision")
+    assert worst < 1e-12
+    # An episode's reward is its lead less its rent, as the store has them: from the first measurement on.
+    pairs = ask("""
+        SELECT e.reward, t.val_loss_nats - e.val_loss_nats - e.rent_nats FROM episode AS e
+        JOIN episode AS t ON t.round = e.twin_round AND t.row = e.twin_row""")
+    assert len(pairs) == 6 * 6
+    for reward, net in pairs:
+        assert reward == pytest.approx(net, abs=1e-5)
+
+
+def test_twins_stand_beside_their_group(ask):
+    twins = ask("SELECT row, twin_round, twin_row FROM episode WHERE round = 3 ORDER BY row")
+    assert twins == [(row, None if row % 4 == 0 else 3, None if row % 4 == 0 else row // 4 * 4) for row in range(8)]
+
+
+def test_judgement_uses_starts_that_nothing_else_does(ask):
+    starts = ask("SELECT purpose, row_id FROM episode JOIN round USING (round)")
+    of = {purpose: {start for kind, start in starts if kind == purpose} for purpose in ("train", "selection", "test")}
+    assert not of["train"] & of["selection"]
+    assert not of["test"] & (of["train"] | of["selection"])
+    assert min(of["test"]) >= FINAL_STARTS
+
+
+def test_worth_is_measured_against_the_twin_on_its_split(tmp_path):
+    config = configured(objective={"preset": "loss"}, contexts={"prices": (0.1,), "label_noise": (0.0,)})
+    _, training, worth = train(tmp_path, config)
+    environment = training.environment
+    population, split = environment.episode.population, task_of(config.task, examples=40).data.test
+    loss_R = evaluate(population, split).loss_R
+    learners = [row for row in range(8) if row % 4]
+    gains = [float(loss_R[row // 4 * 4] - loss_R[row]) for row in learners]
+    assert worth.gain_nats == pytest.approx(sum(gains) / len(gains), abs=1e-6)
