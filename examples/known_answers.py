@@ -139,7 +139,7 @@ class Bandit(Problem):
     decides, and the highest asks for none.
     """
 
-    horizon, slots, rounds = 1, 1, 120
+    horizon, slots, rounds = 1, 1, 150
     gives: ClassVar = {Blueprint.MLP_LARGE: (1.0, 1.0), Blueprint.MLP_SMALL: (0.7, 0.4), Blueprint.NORM: (0.3, 0.1)}
     prices = (0.0, 0.75, 2.0, 4.0)
 

@@ -12,7 +12,7 @@ from esper.simic.ppo import PPOAgent
 from esper.simic.rollout import Rollout
 from esper.tamiyo.policy.action_masks import ActionMasks, compute_batch_masks
 from esper.tamiyo.policy.network import REST_SIZES, Decision
-from helpers.rollouts import Policy, random_observation, random_rollout, seeded, small_policy
+from helpers.rollouts import Policy, moved, random_observation, random_rollout, seeded, small_policy
 
 FAR = 1e30
 READS = ("cpu", "item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__")
@@ -69,6 +69,23 @@ def test_the_rate_is_what_a_step_is_as_long_as() -> None:
         agent.update(rollout)
         moved = (weights(policy)["op_head.weight"] - before).abs().max()
         assert float(moved) == pytest.approx(rate, rel=0.05)
+
+
+def test_the_entropy_counts_for_less_towards_the_end() -> None:
+    """Where nothing is paid and the critic does not count, entropy is all that has a gradient."""
+    norms = []
+    for share in (0.0, 0.5, 1.0):
+        policy = moved(small_policy())
+        config = PPOConfig(epochs=1, minibatches=1, value_weight=0, entropy_weight=0.3, entropy_final_share=0.1)
+        agent = PPOAgent(policy, config, 0)
+        agent.set_progress(share)
+        rollout = random_rollout(policy)
+        rollout.reward_TR.zero_()
+        rollout.value_TR.zero_()
+        norms.append(agent.update(rollout).gradient_norm)
+    # 0.3 at the start, a tenth of it at the end.
+    assert norms[1:] == pytest.approx([norms[0] * 0.55, norms[0] * 0.1], rel=1e-3)
+    assert norms[0] > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -182,8 +182,10 @@ class PPOConfig(Frozen):
     """How far an advantage looks beyond the next value."""
     advantage: Literal["gae", "group"] = "gae"
     """What an action is compared with: the critic, or the other hosts with the same start."""
-    entropy_weight: NonNegative = 0.1
-    """Weight of the entropy, 1 for a uniform choice, averaged over heads that had a choice."""
+    entropy_weight: NonNegative = 0.2
+    """Weight, in the first round, of the entropy: 1 for a uniform choice, averaged over heads that had a choice."""
+    entropy_final_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of that weight in the last round, reached linearly: first look at everything, then decide."""
     value_weight: NonNegative = 0.5
     """Weight of the squared error of the critic, in standard deviations."""
     policy_clip_norm: Rate = 0.5

@@ -108,12 +108,14 @@ class PPOAgent:
         }
         self._used_OH = _USED_OH.to(device)
         self._stopped = torch.zeros((), dtype=torch.bool, device=device)
+        self._entropy_weight = config.entropy_weight
         self.updates = 0
         self._skipped_in_a_row = 0
 
     def set_progress(self, share: float) -> None:
-        """Set the learning rate for a point of the run between 0, its start, and 1, its last round."""
+        """Set learning rate and weight of the entropy for a point of the run between 0, its start, and 1, its end."""
         config = self.config
+        self._entropy_weight = config.entropy_weight * (1 + share * (config.entropy_final_share - 1))
         for group in self.optimizer.param_groups:
             group["lr"] = config.policy_rate * (1 + share * (config.policy_final_share - 1))
 
@@ -196,7 +198,7 @@ class PPOAgent:
         policy_loss, clipped_TR = self._surrogate(log_ratio_TRH, advantage_TR, choice_TRH, free_TR)
         value_loss = self._value_loss(judged.value_TR, target_TR, made_TR)
         entropy = _mean(judged.entropy_TRH, choice_TRH)
-        loss = policy_loss + config.value_weight * value_loss - config.entropy_weight * entropy
+        loss = policy_loss + config.value_weight * value_loss - self._entropy_weight * entropy
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, config.policy_clip_norm)
