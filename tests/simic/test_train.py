@@ -129,6 +129,13 @@ def test_twins_stand_beside_their_group(ask):
     assert twins == [(row, None if row % 4 == 0 else 3, None if row % 4 == 0 else row // 4 * 4) for row in range(8)]
 
 
+def test_judgement_alone_touches_the_test_split(ask):
+    touched = ask(
+        "SELECT purpose, count(test_loss_nats), count(test_accuracy) FROM episode JOIN round USING (round) GROUP BY 1"
+    )
+    assert sorted(touched) == [("selection", 0, 0), ("test", 8, 8), ("train", 0, 0)]
+
+
 def test_judgement_uses_starts_that_nothing_else_does(ask):
     starts = ask("SELECT purpose, row_id FROM episode JOIN round USING (round)")
     of = {purpose: {start for kind, start in starts if kind == purpose} for purpose in ("train", "selection", "test")}

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ from esper.simic.rollout import Rollout
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.saved import save_policy
 from esper.tolaria.datasets import Split
-from esper.tolaria.evaluation import evaluate
+from esper.tolaria.evaluation import Evaluation, evaluate
 from esper.tolaria.tasks import Task
 
 LAST, BEST = "policy-last", "policy-best"
@@ -109,34 +110,36 @@ class PolicyTraining:
             start = time.perf_counter()
             self.agent.set_progress(number / config.rounds)
             recorder = self._episodes("train", number, self.policy, greedy=False)
-            worth = self._worth(self.task.data.reward_validation)
+            worth = self._worth(self._evaluate(self.task.data.reward_validation))
             begun = time.perf_counter()
             report = self.agent.update(self._rollout)
             if recorder is not None:
                 rate = self.agent.optimizer.param_groups[0]["lr"]
                 recorder.update(report, time.perf_counter() - begun, rate)
             self._end(recorder, start)
+            # Now, because a selection uses the same storage.
+            paid = float(self._rollout.reward_TR.sum(0)[self._rollout.learners_N].mean())
             save_policy(self.policy, self._folder / LAST)
             selected = (
                 self._select() if (number + 1) % config.select_every == 0 or number + 1 == config.rounds else None
             )
-            paid_N = self._rollout.reward_TR.sum(0)[self._rollout.learners_N]
             seconds = time.perf_counter() - start
-            yield RoundLine(number, float(paid_N.mean()), worth, report, len(paid_N), seconds, selected)
+            yield RoundLine(number, paid, worth, report, len(self._rollout.learners_N), seconds, selected)
 
     def judge(self, policy: FactoredRecurrentActorCritic, *, greedy: bool) -> Worth:
         """Measure a policy on starts that nothing else ever used, on the test split."""
         start = time.perf_counter()
         recorder = self._episodes("test", FINAL_STARTS, policy, greedy=greedy)
-        worth = self._worth(self.task.data.test)
-        self._end(recorder, start)
-        return worth
+        test = self._evaluate(self.task.data.test)
+        columns = {"test_loss_nats": test.loss_R, "test_accuracy": test.accuracy_R}
+        self._end(recorder, start, {name: values_R.double().cpu().numpy() for name, values_R in columns.items()})
+        return self._worth(test)
 
     def _select(self) -> Worth:
         """Measure the policy on the selection split, greedy, and keep it if it is the best so far."""
         start = time.perf_counter()
         recorder = self._episodes("selection", SELECTION_STARTS, self.policy, greedy=True)
-        worth = self._worth(self.task.data.selection)
+        worth = self._worth(self._evaluate(self.task.data.selection))
         self._end(recorder, start)
         if worth.net_nats > self._best:
             self._best = worth.net_nats
@@ -168,15 +171,19 @@ class PolicyTraining:
         self._rounds += 1
         return recorder
 
-    def _end(self, recorder: RoundRecorder | None, start: float) -> None:
+    def _end(self, recorder: RoundRecorder | None, start: float, results: Mapping[str, Any] | None = None) -> None:
         if recorder is not None:
             reward_R = self._rollout.reward_TR.sum(0).double().cpu().numpy()
-            recorder.end("finished", {"reward": reward_R, "training_s": time.perf_counter() - start})
+            seconds = time.perf_counter() - start
+            recorder.end("finished", {"reward": reward_R, "training_s": seconds, **(results or {})})
 
-    def _worth(self, split: Split) -> Worth:
-        """What the policy's hosts are worth now, in one transfer."""
+    def _evaluate(self, split: Split) -> Evaluation:
+        return evaluate(self.environment.episode.population, split)
+
+    def _worth(self, evaluation: Evaluation) -> Worth:
+        """What the policy's hosts are worth by an evaluation, in one transfer."""
         environment = self.environment
-        standing = environment.standing(evaluate(environment.episode.population, split))
+        standing = environment.standing(evaluation)
         objective, contexts = environment.objective, environment.contexts
         learners_N = self._rollout.learners_N
         net_N, gain_N = objective.net(standing)[learners_N], objective.lead(standing)[learners_N]

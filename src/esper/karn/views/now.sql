@@ -4,7 +4,8 @@ WITH clock AS (SELECT (julianday('now') - 2440587.5) * 86400 AS unix_s),
 done AS (SELECT sum(decisions) AS decisions, max(round) AS round FROM round),
 result AS (
     SELECT avg(test_accuracy) AS accuracy, avg(test_loss_nats) AS loss_nats, avg(host_parameters + added_parameters) AS parameters
-    FROM round JOIN episode USING (round) WHERE purpose IN ('grow', 'test') AND test_accuracy IS NOT NULL)
+    FROM round JOIN episode USING (round)
+    WHERE purpose IN ('grow', 'test') AND twin_row IS NOT NULL AND test_accuracy IS NOT NULL)
 SELECT
     CASE WHEN status = 'running' AND clock.unix_s - heartbeat_unix_s > heartbeat_late_s THEN 'lost' ELSE status END AS status,
     status_reason,
