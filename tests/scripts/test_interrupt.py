@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from esper.leyline.config import RunConfig
-from esper.scripts.grow import INTERRUPTED, _Interrupt
+from esper.scripts.errors import INTERRUPTED
 from esper.scripts.main import main
+from esper.scripts.running import Interrupt
 from helpers.command import RUN_FILES
 from helpers.stored import check_whole, column, stored
 
@@ -139,7 +140,7 @@ from esper.simic.episode import Episode
 decision, controller, then = sys.argv[1:4]
 advance, interrupts = Episode.advance, []
 
-class Interrupt(grow._Interrupt):
+class Watched(grow.Interrupt):
     def __init__(self):
         super().__init__()
         interrupts.append(self)
@@ -154,7 +155,7 @@ def watched(self, **how):
             pass
     return advance(self, **how)
 
-grow._Interrupt, Episode.advance = Interrupt, watched
+grow.Interrupt, Episode.advance = Watched, watched
 sys.exit(main.main(sys.argv[4:]))
 """
 SHORT = ("--task", "digits-mlp", "--controller", "random", "--horizon", "4", "--updates-per-decision", "1")
@@ -225,7 +226,7 @@ def test_while_a_control_trains_the_grown_network_is_kept_whole(tmp_path):
 
 def test_only_while_it_watches():
     before = signal.getsignal(signal.SIGINT)
-    interrupt = _Interrupt()
+    interrupt = Interrupt()
     with interrupt.watching():
         signal.raise_signal(signal.SIGINT)
         assert interrupt.asked
@@ -233,7 +234,7 @@ def test_only_while_it_watches():
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
     # An error inside gives the old handler back as well.
-    with pytest.raises(RuntimeError, match="inside"), _Interrupt().watching():
+    with pytest.raises(RuntimeError, match="inside"), Interrupt().watching():
         raise RuntimeError("inside")
     assert signal.getsignal(signal.SIGINT) is before
 

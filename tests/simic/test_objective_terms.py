@@ -204,7 +204,7 @@ def test_basic_is_own_improvement_less_rent(seed):
     assert torch.equal(basic.part_DR("rent"), paired.part_DR("rent"))
     # What a row gains on its twin is its own improvement less that of the twin.
     own_R = loss.return_R
-    close(paired.part_DR("gain").double().sum(0), own_R - own_R[made().contexts.twin_R])
+    close(paired.part_DR("gain").double().sum(0), own_R - own_R[made("paired").contexts.twin_R])
 
 
 # Divergence.

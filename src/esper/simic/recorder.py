@@ -91,7 +91,7 @@ class RoundRecorder:
         self._parameters, self._cost_SBO = host.body.parameter_count, _cost_table(episode)
         self._seed_parameters_SBO = population.lifecycle.parameter_counts.cpu().numpy()
         contexts = episode.contexts
-        self._price_R = contexts.price_R.double().cpu().numpy()
+        self._price_R = _as_given(contexts.price_R)
         # In a round of its own the twin of a row has the row's place; else it stands beside it.
         twin_R = np.arange(rows) if twin_round is not None else contexts.twin_R.cpu().numpy()
         has_twin_R = (twin_R != np.arange(rows)) | (twin_round is not None)
@@ -102,8 +102,8 @@ class RoundRecorder:
             "twin_round": or_null(has_twin_R, np.full(rows, number if twin_round is None else twin_round)),
             "twin_row": or_null(has_twin_R, twin_R),
             "price_nats": self._price_R,
-            "learning_rate": contexts.rate_R.double().cpu().numpy(),
-            "label_noise_share": contexts.noise_R.double().cpu().numpy(),
+            "learning_rate": _as_given(contexts.rate_R),
+            "label_noise_share": _as_given(contexts.noise_R),
             "host_parameters": self._parameters,
             "host_multiply_adds": host.cost(),
         }
@@ -216,6 +216,12 @@ class RoundRecorder:
             place = {"round": self._number, "decision": number + first.decision, "row": row}
             writes.append(Rows(table, columns | place))
         return writes
+
+
+def _as_given(values_R: Tensor) -> np.ndarray:
+    """Float64 with the digits that were configured: 0.005, not the 0.004999999888 that float32 makes of it."""
+    digits: np.ndarray = values_R.cpu().numpy().astype(str).astype(np.float64)
+    return digits
 
 
 def _mean(values: np.ndarray) -> float | None:
