@@ -144,7 +144,7 @@ COUNTS = {"flushes": 0, "stalls": 0, "stall_s": 0.0}
 TIMING = {"unix_s": 1.0, "round": 0, "phase": "act", "decisions": 1, "wall_s": 1.0, "cpu_s": 1.0}
 SLOT = {
     **{"round": 0, "decision": 0, "row": 0, "slot": 0, "seed": 0, "stage": "TRAINING", "blueprint": "norm"},
-    **{"operator": "add", "alpha": 1.0, "alpha_target": 1.0, "age_decisions": 1, "stage_age_decisions": 1},
+    "alpha": 1.0,
     "parameters": 10,
 }
 TRANSITION = {
@@ -188,7 +188,6 @@ def test_a_good_row_is_taken(name):
         ("decision", {"op": None}),
         ("slot", {"alpha": 1.5}),
         ("slot", {"alpha": -0.1}),
-        ("slot", {"alpha_target": 1.5}),
         ("transition", {"allowed": 2}),
         ("run", {"id": 2}),
         ("run", {"status": "asleep"}),

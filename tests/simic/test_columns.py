@@ -194,9 +194,8 @@ def test_a_seed_of_nothing():
 def slot_row(step, row, slot):
     of = {name: values[row, slot].item() for name, values in step.slots.items()}
     told = place(step, row) | {"slot": slot, "seed": of["seed_id"], "stage": Stage(of["stage"]).name}
-    told |= {"blueprint": Blueprint(of["blueprint"]).name.lower(), "operator": Operator(of["operator"]).name.lower()}
-    told |= {"age_decisions": of["age"], "stage_age_decisions": of["stage_age"], "parameters": of["parameters"]}
-    told |= {name: number(of[name]) for name in ("alpha", "alpha_target", "gradient_ratio")}
+    told |= {"blueprint": Blueprint(of["blueprint"]).name.lower(), "parameters": of["parameters"]}
+    told |= {name: number(of[name]) for name in ("alpha", "gradient_ratio")}
     for name in ("contribution", "contribution_se", "incubator_gain", "incubator_gain_se"):
         told[f"{name}_nats"] = number(of[name])
     return told | {"contribution_age_decisions": None if math.isnan(of["contribution"]) else 0}

@@ -168,7 +168,7 @@ CREATE TABLE decision (
     PRIMARY KEY (round, decision, row)
 ) STRICT, WITHOUT ROWID;
 
--- Every seed after every decision (level full).
+-- Every seed after every decision (level full): what changes. What a seed is for its life stands in `transition`.
 CREATE TABLE slot (
     round INTEGER NOT NULL,
     decision INTEGER NOT NULL,
@@ -177,11 +177,7 @@ CREATE TABLE slot (
     seed INTEGER NOT NULL,                  -- the how manieth of its row
     stage TEXT NOT NULL,
     blueprint TEXT NOT NULL,
-    operator TEXT NOT NULL,
     alpha REAL NOT NULL CHECK (alpha BETWEEN 0 AND 1),
-    alpha_target REAL NOT NULL CHECK (alpha_target BETWEEN 0 AND 1),
-    age_decisions INTEGER NOT NULL,         -- since germination
-    stage_age_decisions INTEGER NOT NULL,   -- completed in the stage
     parameters INTEGER NOT NULL,
     contribution_nats REAL,                 -- loss without it less loss with it, once it is blended
     contribution_se_nats REAL,              -- standard error of the mean over examples

@@ -138,7 +138,7 @@ def slot_columns(step: Step) -> Columns:
     """Columns of `slot`, one row for each seed."""
     row, slot = np.nonzero(_OCCUPIED[step.slots["stage"]])
     of = {name: array[row, slot] for name, array in step.slots.items()}
-    reals = ("alpha", "alpha_target", "gradient_ratio")
+    reals = ("alpha", "gradient_ratio")
     measured = ("contribution", "contribution_se", "incubator_gain", "incubator_gain_se")
     return {
         "row": row,
@@ -146,9 +146,6 @@ def slot_columns(step: Step) -> Columns:
         "seed": of["seed_id"],
         "stage": _STAGES[of["stage"]],
         "blueprint": _BLUEPRINTS[of["blueprint"]],
-        "operator": _OPERATORS[of["operator"]],
-        "age_decisions": of["age"],
-        "stage_age_decisions": of["stage_age"],
         "parameters": of["parameters"],
         # Every contribution is measured after every decision.
         "contribution_age_decisions": or_null(~np.isnan(of["contribution"]), np.zeros_like(row)),
