@@ -15,6 +15,7 @@ import sklearn.datasets
 import torch
 
 from esper.leyline.config import RunConfig
+from esper.simic.grow import Arm
 from esper.tolaria.tasks import TASKS
 from helpers.command import (
     ARMS,
@@ -269,3 +270,18 @@ def test_a_whole_run_on_a_terminal(home):
     assert plain.rindex("Test split") > plain.rindex("germinate")
     # The cursor is shown again.
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
+
+
+def test_a_run_goes_on_without_its_store_to_the_end(home, capsys, monkeypatch):
+    result = Arm.result
+
+    def lose_the_store(arm):
+        (home / "run" / "run.sqlite").unlink(missing_ok=True)
+        return result(arm)
+
+    monkeypatch.setattr(Arm, "result", lose_the_store)
+    code, out, err = in_process(capsys, "grow", *LIVELY, "--record-error", "continue", "--out", "run")
+    assert (code, len(err.splitlines())) == (0, 1)
+    assert err.startswith("esper: recording ended, the run goes on without: cannot write run/run.sqlite: ")
+    # There is nothing to ask any more.
+    assert out.splitlines()[-1] == "Saved in run. Load it without Esper: python run/model.py"

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from esper.leyline.config import TrainConfig
+from esper.simic.run_folder import RunFolder
 from helpers.command import COMMAND, ENVIRONMENT, in_process, process, snapshot
 from helpers.stored import column
 
@@ -112,3 +113,13 @@ def test_the_short_integration_run(home):
     assert (run.returncode, run.stderr) == (0, "")
     assert [line.split()[1] for line in run.stdout.splitlines() if line.startswith("round ")] == ["1/2", "2/2"]
     assert snapshot(home) == {}
+
+
+def test_replacing_a_run_takes_its_policies_along(home, capsys):
+    assert in_process(capsys, "train", *TINY, "--out", "run")[0] == 0
+    (home / "run" / "policy-best" / "mine.txt").write_text("kept")
+    never_selected = ("--rounds", "1", "--select-every", "1000")
+    folder = RunFolder(home / "run", TrainConfig(), replace=True)
+    assert files_of(folder.path) == ["config.json", "policy-best/mine.txt"]
+    code, _, err = in_process(capsys, "train", *TINY, *never_selected, "--out", "run", "--replace")
+    assert (code, err) == (0, "")

@@ -9,7 +9,8 @@ import torch
 from esper.leyline.config import TrainConfig
 from esper.nissa.store import RunStore
 from esper.simic.recorder import run_columns
-from esper.simic.train import BEST, FINAL_STARTS, LAST, PolicyTraining
+from esper.simic.run_folder import BEST_POLICY, LAST_POLICY
+from esper.simic.train import FINAL_STARTS, PolicyTraining
 from esper.tamiyo.policy.saved import load_policy
 from esper.tolaria.evaluation import evaluate
 from helpers.episodes import OPEN_GATES, task_of
@@ -35,7 +36,7 @@ def train(folder, config, *, store=False, stop_after=ROUNDS):
     run = RunStore(folder / "run.sqlite", run_columns(config, "train", 1)) if store else None
     training = PolicyTraining(config, task_of(config.task, examples=40), folder, run)
     lines = list(training.run(lambda: training.agent.updates >= stop_after))
-    worth = training.judge(load_policy(folder / BEST), greedy=True) if (folder / BEST).exists() else None
+    worth = training.judge(load_policy(folder / BEST_POLICY), greedy=True) if (folder / BEST_POLICY).exists() else None
     if run is not None:
         run.close("finished")
     return lines, training, worth
@@ -88,14 +89,14 @@ def test_another_seed_is_another_run(trained, tmp_path):
 
 def test_what_is_on_the_disk_is_the_policy_of_the_last_round(trained):
     folder, _, training, _ = trained
-    last = load_policy(folder / LAST).state_dict()
+    last = load_policy(folder / LAST_POLICY).state_dict()
     assert all(torch.equal(tensor, last[name]) for name, tensor in training.policy.state_dict().items())
 
 
 def test_a_stopped_run_keeps_its_policy(tmp_path):
     lines, training, worth = train(tmp_path, configured(), stop_after=1)
     assert (len(lines), worth) == (1, None)
-    kept = load_policy(tmp_path / LAST).state_dict()
+    kept = load_policy(tmp_path / LAST_POLICY).state_dict()
     assert all(torch.equal(tensor, kept[name]) for name, tensor in training.policy.state_dict().items())
 
 

@@ -251,7 +251,7 @@ CREATE TABLE incident (
 CREATE TABLE timing (
     unix_s REAL NOT NULL,                   -- of the flush
     round INTEGER NOT NULL,
-    phase TEXT NOT NULL,                    -- write and stall are the store's own
+    phase TEXT NOT NULL,                    -- write is the store's own
     decisions INTEGER NOT NULL,             -- a population's decision counted once
     wall_s REAL NOT NULL,
     cpu_s REAL NOT NULL,                    -- of all threads of the process; of the writer alone for write

@@ -127,6 +127,8 @@ class RunStore:
     def time(self, number: int, decisions: int, spent: Mapping[str, Spent]) -> None:
         """Add what the phases of a round took; it is written with the next flush."""
         with self._condition:
+            if self._over:
+                return
             for phase, (wall, cpu) in spent.items():
                 before = self._spent.get((number, phase), (0, 0.0, 0.0))
                 self._spent[number, phase] = (before[0] + decisions, before[1] + wall, before[2] + cpu)

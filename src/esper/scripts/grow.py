@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from esper.karn.reader import RunReader
 from esper.leyline.config import RUN_FOLDER, RunConfig
+from esper.leyline.errors import EsperError
 from esper.scripts.display import Display, result_table
 from esper.scripts.errors import INTERRUPTED
 from esper.scripts.running import Interrupt, open_store
@@ -66,7 +68,8 @@ def grow(config: RunConfig, *, out: Path | None, replace: bool) -> int:
         )
         return INTERRUPTED
     console.print(f"Saved in {path}. Load it without Esper: python {path / 'model.py'}", soft_wrap=True)
-    if config.recording.record != "off":
+    # Nothing was to be recorded, or the run went on without its store: then there is nothing to tell.
+    with contextlib.suppress(EsperError):
         _tell_incidents(console, folder.store)
         console.print(f"What happened, and why: esper query {shlex.quote(str(path))} --view events", soft_wrap=True)
     return 0

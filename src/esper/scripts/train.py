@@ -23,8 +23,8 @@ from esper.leyline.errors import EsperError
 from esper.scripts.errors import INTERRUPTED
 from esper.scripts.running import Interrupt, open_store
 from esper.simic.objective import check_gamma
-from esper.simic.run_folder import RunFolder
-from esper.simic.train import BEST, PolicyTraining, RoundLine, Worth
+from esper.simic.run_folder import BEST_POLICY, RunFolder
+from esper.simic.train import PolicyTraining, RoundLine, Worth
 from esper.tamiyo.policy.saved import load_policy
 from esper.tolaria.machine import check_device, tune_process
 from esper.tolaria.tasks import load_task
@@ -54,7 +54,7 @@ def train(config: TrainConfig, *, out: Path | None, replace: bool) -> int:
             made = line.number + 1
             console.print(_progress(line, config.rounds, started), soft_wrap=True, highlight=False)
         if not interrupt.asked:
-            best = load_policy(path / BEST, config.device)
+            best = load_policy(path / BEST_POLICY, config.device)
             worths = {kind: training.judge(best, greedy=kind == "greedy") for kind in ("greedy", "drawing")}
         if store is not None:
             store.close("interrupted" if interrupt.asked else "finished")
@@ -69,7 +69,7 @@ def train(config: TrainConfig, *, out: Path | None, replace: bool) -> int:
         )
         return INTERRUPTED
     console.print(_table(worths, config))
-    console.print(f"Saved in {path}. Grow with it: esper grow --controller greedy:{path / BEST}", soft_wrap=True)
+    console.print(f"Saved in {path}. Grow with it: esper grow --controller greedy:{path / BEST_POLICY}", soft_wrap=True)
     return 0
 
 

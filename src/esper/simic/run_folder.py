@@ -4,6 +4,8 @@ config.json          the resolved configuration: `esper grow --config config.jso
 run.sqlite           everything that happened (see nissa)
 model.safetensors    the grown network; model.json describes its modules
 model.py             plain PyTorch loader, needs neither Esper nor this folder's other files
+policy-last/         after `esper train` instead: the policy of the last round,
+policy-best/         and the one that did best on the selection split
 """
 
 from __future__ import annotations
@@ -20,9 +22,16 @@ from esper.leyline.config import PopulationConfig, RunConfig, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.leyline.files import write_atomic
 from esper.nissa.schema import STORE, store_files
+from esper.tamiyo.policy.saved import DESCRIPTION, WEIGHTS
 
 CONFIG = "config.json"
 MODEL, MODEL_DESCRIPTION, LOADER = "model.safetensors", "model.json", "model.py"
+LAST_POLICY, BEST_POLICY = "policy-last", "policy-best"
+_MADE = (
+    *(MODEL, MODEL_DESCRIPTION, LOADER),
+    *(f"{folder}/{name}" for folder in (LAST_POLICY, BEST_POLICY) for name in (WEIGHTS, DESCRIPTION)),
+)
+"""Files that a run makes beside its configuration and its store."""
 
 
 class RunFolder:
@@ -88,7 +97,7 @@ def _make_room(path: Path, *, replace: bool) -> None:
             if held and not replace:
                 raise EsperError(f"out: {path} holds a run; name another folder, or add --replace to overwrite it")
             # The configuration stays until the new one replaces it: until then it still is a run.
-            for file in (*store_files(path / STORE), *(path / name for name in (MODEL, MODEL_DESCRIPTION, LOADER))):
+            for file in (*store_files(path / STORE), *(path / name for name in _MADE)):
                 file.unlink(missing_ok=True)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

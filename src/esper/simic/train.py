@@ -22,14 +22,13 @@ from esper.simic.environment import GrowthEnvironment, Payment
 from esper.simic.ppo import PPOAgent, UpdateReport
 from esper.simic.recorder import RoundRecorder
 from esper.simic.rollout import Rollout
+from esper.simic.run_folder import BEST_POLICY, LAST_POLICY
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.saved import save_policy
 from esper.tolaria.datasets import Split
 from esper.tolaria.evaluation import Evaluation, evaluate
 from esper.tolaria.tasks import Task
 
-LAST, BEST = "policy-last", "policy-best"
-"""Folders of the policies, in the run's."""
 SELECTION_STARTS, FINAL_STARTS = 2**18, 2**19
 """Numbers of the rounds whose starts select and judge; training never gets so far."""
 
@@ -119,7 +118,7 @@ class PolicyTraining:
             self._end(recorder, start)
             # Now, because a selection uses the same storage.
             paid = float(self._rollout.reward_TR.sum(0)[self._rollout.learners_N].mean())
-            save_policy(self.policy, self._folder / LAST)
+            save_policy(self.policy, self._folder / LAST_POLICY)
             selected = (
                 self._select() if (number + 1) % config.select_every == 0 or number + 1 == config.rounds else None
             )
@@ -143,7 +142,7 @@ class PolicyTraining:
         self._end(recorder, start)
         if worth.net_nats > self._best:
             self._best = worth.net_nats
-            save_policy(self.policy, self._folder / BEST)
+            save_policy(self.policy, self._folder / BEST_POLICY)
         return worth
 
     def _episodes(
