@@ -116,7 +116,7 @@ def memory() -> dict[str, object]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with RunStore(folder / "run.sqlite", run_columns(config, "bench", 1)) as store:
-            training = PolicyTraining(config, load_task(config.task, config.host, config.device), folder, store)
+            training = PolicyTraining(config, [load_task(config.task, config.host, config.device)], folder, store)
             sizes = [process.memory_info().rss / 1e6 for _ in training.run(lambda: False)]
     early, late = statistics.median(sizes[10:20]), statistics.median(sizes[-10:])
     growth = late / early - 1

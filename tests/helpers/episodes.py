@@ -31,9 +31,11 @@ WAITS = {Stage.CULLED: 1, Stage.EMBARGOED: QUICK.embargo, Stage.RESETTING: 1}
 
 
 @cache
-def task_of(name: str, host: str = "impaired", dtype: torch.dtype = torch.float32, examples: int = 10_000) -> Task:
+def task_of(
+    name: str, host: str = "impaired", dtype: torch.dtype = torch.float32, examples: int = 10_000, width: float = 1.0
+) -> Task:
     """Load a task, with at most `examples` of reward-validation: evaluation is what takes long."""
-    task = load_task(name, host, dtype=dtype)
+    task = load_task(name, host, dtype=dtype, width=width)
     split = task.data.reward_validation
     few = Split(split.x[:examples], split.y[:examples])
     return replace(task, data=replace(task.data, reward_validation=few))

@@ -321,7 +321,7 @@ def test_actions_of_another_shape_are_no_actions(bad):
 
 
 def test_without_a_record_there_are_no_steps():
-    assert [p.step for p in play(environment(), waits).payments] == [None] * 8
+    assert [p.steps for p in play(environment(), waits).payments] == [()] * 8
 
 
 def test_a_step_is_the_decision_before():
@@ -333,9 +333,9 @@ def test_a_step_is_the_decision_before():
 
     played = play(env, at_random(2), 0, note)
     same(played.reward_DR, play(plain, at_random(2)).reward_DR)
-    steps = [payment.step for payment in played.payments]
-    assert steps[0] is None
-    for decision, step in enumerate([*steps[1:], env.episode.step()]):
+    assert played.payments[0].steps == ()
+    steps = [step for payment in played.payments for step in payment.steps]
+    for decision, step in enumerate([*steps, env.episode.step()]):
         asked = played.actions[decision].numpy().copy()
         asked[[0, 3]] = 0
         assert step.decision == decision

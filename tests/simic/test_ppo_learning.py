@@ -15,6 +15,8 @@ from esper.tamiyo.policy.network import REST_SIZES, Decision
 from helpers.rollouts import Policy, moved, random_observation, random_rollout, seeded, small_policy
 
 FAR = 1e30
+MANY = 256
+"""Rows enough for every operation to be chosen, however seldom a new policy does."""
 READS = ("cpu", "item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__")
 LENGTHS = [6, 4, 6, 0, 2, 6, 5, 3]
 
@@ -62,7 +64,7 @@ def test_the_rate_is_what_a_step_is_as_long_as() -> None:
     """Adam's first step is as long as the rate, wherever there is a gradient."""
     for share, rate in ((0.0, 1e-3), (1.0, 1e-4)):
         policy = small_policy()
-        agent = PPOAgent(policy, PPOConfig(epochs=1, minibatches=1, policy_clip_norm=FAR), 0)
+        agent = PPOAgent(policy, PPOConfig(epochs=1, minibatches=1, policy_clip_norm=FAR, policy_rate=1e-3), 0)
         agent.set_progress(share)
         rollout = random_rollout(policy)
         before = weights(policy)["op_head.weight"]
@@ -97,14 +99,15 @@ def test_in_half_precision_the_arithmetic_of_the_distribution_stays_float32(
 
     def evaluate(*args):
         told = whole(*args)
-        seen.append((told.log_prob_TRH.dtype, told.entropy_TRH.dtype, told.value_TR.dtype))
+        told_of = told.log_prob_TRH, told.entropy_TRH, told.freedom_TRH, told.value_TR
+        seen.append([tensor.dtype for tensor in told_of])
         return told
 
     monkeypatch.setattr(policy, "evaluate_actions", evaluate)
     with torch.autocast("cpu", dtype=dtype):
-        rollout = random_rollout(policy, rows=32)
+        rollout = random_rollout(policy, rows=MANY)
         report = PPOAgent(policy, PPOConfig(epochs=1, minibatches=1, policy_clip_norm=FAR), 0).update(rollout)
-    assert seen == [(torch.float32,) * 3]
+    assert seen == [[torch.float32] * 4]
     assert (report.minibatches, report.skipped_minibatches) == (1, 0)
     assert report.kl_nats < 1e-4
     assert all(head.choice_decisions for head in report.heads.values()), "all heads were used"
@@ -119,7 +122,7 @@ def test_in_half_precision_the_arithmetic_of_the_distribution_stays_float32(
 @pytest.mark.parametrize("ratio", ["joint", "per-head"])
 def test_gradients_reach_every_head(ratio: str) -> None:
     policy = small_policy()
-    rollout = random_rollout(policy, rows=32)
+    rollout = random_rollout(policy, rows=MANY)
     PPOAgent(policy, PPOConfig(epochs=1, minibatches=1, ratio=ratio, entropy_weight=0.0), 0).update(rollout)
     for name, parameter in policy.named_parameters():
         assert (parameter.grad != 0).any(), name

@@ -14,6 +14,7 @@ from esper.leyline.actions import HEADS_OF_OP, Head, Op
 from esper.leyline.config import PPOConfig
 from esper.simic.ppo import PPOAgent, UpdateReport
 from esper.simic.rollout import Rollout
+from esper.tamiyo.policy.network import OP_PRIOR, Evaluation
 from helpers.rollouts import Policy, moved, normalised, plain_advantages, random_rollout, small_policy
 
 FAR = 1e30
@@ -34,10 +35,15 @@ def stale(seed: int = 0, by: float = 0.05, **how: object) -> tuple[Policy, Rollo
     return moved(policy, seed, by), rollout
 
 
+def evaluated(policy: Policy, rollout: Rollout) -> Evaluation:
+    """What the policy says of the whole round now."""
+    every = torch.arange(rollout.made_TR.shape[1])
+    return policy.evaluate_actions(rollout.observation(every), rollout.action_TRH, rollout.mask_TRHC)
+
+
 def judged(policy: Policy, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies and values now."""
-    every = torch.arange(rollout.made_TR.shape[1])
-    told = policy.evaluate_actions(rollout.observation(every), rollout.action_TRH, rollout.mask_TRHC)
+    told = evaluated(policy, rollout)
     return told.log_prob_TRH, told.entropy_TRH, told.value_TR
 
 
@@ -167,6 +173,34 @@ def test_joint_and_per_head_ratios_differ() -> None:
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
+def distance_to_a_new_policy(policy: Policy, rollout: Rollout) -> Tensor:
+    """KL divergence [T, R] of the operation to that of a new policy, over ln of the choices: torch's own."""
+    mask_TRO = rollout.mask_TRHC[..., Head.OP, : len(Op)]
+    every = torch.arange(mask_TRO.shape[1])
+    seen, kept = [], policy.op_head.register_forward_hook(lambda module, given, logits: seen.append(logits))
+    policy.evaluate_actions(rollout.observation(every), rollout.action_TRH, rollout.mask_TRHC)
+    kept.remove()
+    prior_O = torch.tensor([OP_PRIOR.get(op, 0.0) for op in Op])
+    share = policy.config.uniform_share
+    now_TRO = seen[0].double().masked_fill(~mask_TRO, -torch.inf).softmax(-1)
+    uniform_TRO = mask_TRO / mask_TRO.sum(-1, keepdim=True)
+    now_TRO = torch.where(mask_TRO.sum(-1, keepdim=True) > 1, (1 - share) * now_TRO + share * uniform_TRO, now_TRO)
+    new_TRO = prior_O.double().masked_fill(~mask_TRO, -1e9).softmax(-1)
+    between_TR = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(probs=now_TRO), torch.distributions.Categorical(probs=new_TRO)
+    )
+    return between_TR / mask_TRO.sum(-1).clamp_min(2).log()
+
+
+def test_a_new_policy_is_as_free_in_its_operation_as_can_be() -> None:
+    policy = small_policy(uniform_share=0.0)
+    rollout = random_rollout(policy)
+    gradients = gradients_of(policy, evaluated(policy, rollout).freedom_TRH[..., Head.OP].sum())
+    entropies = gradients_of(policy, evaluated(policy, rollout).entropy_TRH[..., Head.OP].sum())
+    # Not exactly: its weights are small, not 0. Towards a uniform choice the pull would be strong.
+    assert gradients["op_head.bias"].abs().max() < 0.02 * entropies["op_head.bias"].abs().max()
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_the_whole_loss_is_the_sum_of_its_parts(seed: int) -> None:
     policy, rollout = stale(seed)
@@ -179,7 +213,11 @@ def test_the_whole_loss_is_the_sum_of_its_parts(seed: int) -> None:
     policy_loss = surrogate(log_prob, rollout, config)[0]
     value_loss = 0.5 * ((value - target) / deviation)[rollout.made_TR].square().mean()
     mean_entropy = entropy[choices_of(rollout)].mean()
-    expected = gradients_of(policy, policy_loss + 0.7 * value_loss - 0.3 * mean_entropy)
+    # Towards uniform choices everywhere, but for the operation towards what a new policy does.
+    distance_TR = distance_to_a_new_policy(policy, rollout)
+    freedom = entropy.double()
+    freedom[..., Head.OP] = -distance_TR
+    expected = gradients_of(policy, policy_loss + 0.7 * value_loss - 0.3 * freedom[choices_of(rollout)].mean())
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in expected.values()))
     report, told = stepped(policy, rollout, config)
     assert report.policy_loss == pytest.approx(float(policy_loss.detach()), rel=1e-3, abs=1e-5)

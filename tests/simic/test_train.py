@@ -34,7 +34,9 @@ def configured(**more):
 def train(folder, config, *, store=False, stop_after=ROUNDS):
     """Train; give the lines, the training, and what the best policy is worth."""
     run = RunStore(folder / "run.sqlite", run_columns(config, "train", 1)) if store else None
-    training = PolicyTraining(config, task_of(config.task, examples=40), folder, run)
+    training = PolicyTraining(
+        config, [task_of(config.task, examples=40, width=w) for w in config.contexts.host_widths], folder, run
+    )
     lines = list(training.run(lambda: training.agent.updates >= stop_after))
     worth = training.judge(load_policy(folder / BEST_POLICY), greedy=True) if (folder / BEST_POLICY).exists() else None
     if run is not None:
@@ -148,8 +150,8 @@ def test_judgement_uses_starts_that_nothing_else_does(ask):
 def test_worth_is_measured_against_the_twin_on_its_split(tmp_path):
     config = configured(objective={"preset": "loss"}, contexts={"prices": (0.1,), "label_noise": (0.0,)})
     _, training, worth = train(tmp_path, config)
-    environment = training.environment
-    population, split = environment.episode.population, task_of(config.task, examples=40).data.test
+    (part,) = training.environment.parts
+    population, split = part.episode.population, task_of(config.task, examples=40).data.test
     loss_R = evaluate(population, split).loss_R
     learners = [row for row in range(8) if row % 4]
     gains = [float(loss_R[row // 4 * 4] - loss_R[row]) for row in learners]

@@ -44,6 +44,10 @@ class HostConfig(Frozen):
             raise ValueError("an odd kernel is needed, so that a convolution keeps the extent")
         return kernel
 
+    def scaled(self, width: float) -> Self:
+        """The same with every segment so many times as wide, at least 1."""
+        return self.model_copy(update={"widths": tuple(max(1, round(width * w)) for w in self.widths)})
+
 
 class OptimizerConfig(Frozen):
     """Row-wise optimizer: every row and every seed has its own steps, state and clipping."""
@@ -132,10 +136,14 @@ class ContextConfig(Frozen):
 
     prices: tuple[NonNegative, ...] = Field(default=(0.0, 0.02, 0.05, 0.1), min_length=1)
     """Prices of added parameters (nats for each unit of ln(1 + added / host parameters)); the policy sees its own."""
+    price_warmup: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Share of the rounds in which prices rise from 0: first learn to grow, then to economise."""
     learning_rates: tuple[Rate, ...] = Field(default=(0.002, 0.005, 0.01), min_length=1)
     """Peak learning rates of hosts and seeds."""
     label_noise: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(default=(0.0, 0.2), min_length=1)
     """Shares of training labels that are wrong."""
+    host_widths: tuple[Rate, ...] = Field(default=(1.0,), min_length=1)
+    """Widths of the hosts, as multiples of the task's; each is a population of its own."""
 
 
 class ObjectiveConfig(Frozen):
@@ -162,7 +170,7 @@ class ObjectiveConfig(Frozen):
 class PPOConfig(Frozen):
     """How a policy learns from a round: proximal policy optimization (Schulman et al. 2017)."""
 
-    policy_rate: Rate = 1e-3
+    policy_rate: Rate = 2e-3
     """Learning rate of the policy in the first round."""
     policy_final_share: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of that rate in the last round, reached linearly."""
@@ -183,7 +191,8 @@ class PPOConfig(Frozen):
     advantage: Literal["gae", "group"] = "gae"
     """What an action is compared with: the critic, or the other hosts with the same start."""
     entropy_weight: NonNegative = 0.2
-    """Weight, in the first round, of the entropy: 1 for a uniform choice, averaged over heads that had a choice."""
+    """Weight, in the first round, of choosing as freely as a new policy: the entropy, 1 for a uniform choice, averaged
+    over heads that had a choice, less the distance of the operation from what a new policy would do."""
     entropy_final_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of that weight in the last round, reached linearly: first look at everything, then decide."""
     value_weight: NonNegative = 0.5
@@ -262,7 +271,39 @@ class TrainConfig(PopulationConfig):
     def _whole_groups(self) -> Self:
         if self.rows % self.group_size:
             raise ValueError(f"rows must be a multiple of group_size; got {self.rows} and {self.group_size}")
+        if self.groups % len(self.contexts.host_widths):
+            raise ValueError(
+                f"each of {len(self.contexts.host_widths)} host_widths needs as many groups; "
+                f"{self.rows} rows are {self.groups} groups of {self.group_size}"
+            )
         return self
+
+    @property
+    def groups(self) -> int:
+        """Groups of a round."""
+        return self.rows // self.group_size
+
+
+class HeadroomConfig(PopulationConfig):
+    """One `esper exam headroom` run."""
+
+    contexts: ContextConfig = ContextConfig()
+    starts: Annotated[int, Field(ge=2)] = 4
+    """Starts (initialisation, data order, wrong labels) on which every schedule is run in every context."""
+    recording: RecordConfig = RecordConfig(record="off")
+
+
+class CompareConfig(PopulationConfig):
+    """One `esper exam compare` run: population and contexts are those of the schedules that it compares with."""
+
+    contexts: ContextConfig = ContextConfig()
+    headroom: str
+    """Folder of `esper exam headroom`, whose schedules are compared with."""
+    policies: tuple[str, ...]
+    """Folders of `esper train` runs."""
+    starts: Annotated[int, Field(ge=2)] = 24
+    """Starts (initialisation, data order, wrong labels) that every arm plays in every context."""
+    recording: RecordConfig = RecordConfig(record="lean")
 
 
 class TaskConfig(Frozen):

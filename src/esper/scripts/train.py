@@ -39,7 +39,7 @@ def train(config: TrainConfig, *, out: Path | None, replace: bool) -> int:
     check_device(config.device)
     tune_process(1)
     path = out or RUN_FOLDER / f"train-{config.task}-{config.host}-seed{config.seed}"
-    task = load_task(config.task, config.host, config.device)
+    tasks = [load_task(config.task, config.host, config.device, width=width) for width in config.contexts.host_widths]
     try:
         check_gamma(config.objective, config.ppo.gamma)
     except ValueError as error:
@@ -49,7 +49,7 @@ def train(config: TrainConfig, *, out: Path | None, replace: bool) -> int:
     started, made = time.perf_counter(), 0
     rounds = config.rounds + config.rounds // config.select_every + ROUND_KINDS
     with open_store(folder, config, "train", rounds * config.training.horizon) as store, interrupt.watching():
-        training = PolicyTraining(config, task, path, store)
+        training = PolicyTraining(config, tasks, path, store)
         for line in training.run(lambda: interrupt.asked):
             made = line.number + 1
             console.print(_progress(line, config.rounds, started), soft_wrap=True, highlight=False)

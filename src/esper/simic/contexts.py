@@ -62,7 +62,15 @@ class Contexts:
 
 
 def draw_contexts(
-    config: ContextConfig, seed: int, number: int, groups: int, size: int, device: torch.device | str = "cpu"
+    config: ContextConfig,
+    seed: int,
+    number: int,
+    groups: int,
+    size: int,
+    device: torch.device | str = "cpu",
+    *,
+    first: int = 0,
+    price_share: float = 1.0,
 ) -> Contexts:
     """Contexts of one round: one draw for each group, its first row the twin.
 
@@ -75,26 +83,29 @@ def draw_contexts(
         Of the run, and of the round: together with a group's number they decide its draw, and nothing else does.
     groups, size
         G and K.
+    first
+        Groups of the round that come before these, in another population.
+    price_share
+        What prices are multiplied by.
 
     Raises
     ------
     ValueError
         There are no starts left for such a number, or for so many groups.
     """
-    if not (0 <= number < MOST_ROUNDS and groups <= STARTS_OF_ROUND):
-        raise ValueError(
-            f"round {number} of {groups} groups; at most {MOST_ROUNDS:,} rounds of {STARTS_OF_ROUND:,} have starts"
-        )
+    if not (0 <= number < MOST_ROUNDS and first + groups <= STARTS_OF_ROUND):
+        asked = f"round {number} of {first + groups} groups"
+        raise ValueError(f"{asked}; at most {MOST_ROUNDS:,} rounds of {STARTS_OF_ROUND:,} have starts")
     combinations = torch.cartesian_prod(
         *(torch.tensor(values) for values in (config.prices, config.learning_rates, config.label_noise))
     ).to(device)
     round_1 = torch.tensor([number], device=device)
     order = Stream(seed, "contexts").permutations(round_1, torch.zeros_like(round_1), len(combinations))[0]
     group_R = torch.arange(groups, device=device).repeat_interleave(size)
-    price_R, rate_R, noise_R = combinations[order[group_R % len(combinations)]].unbind(1)
+    price_R, rate_R, noise_R = combinations[order[(first + group_R) % len(combinations)]].unbind(1)
     member_R = torch.arange(size, device=device).repeat(groups)
-    start_id_R = number * STARTS_OF_ROUND + group_R
-    return Contexts(start_id_R, group_R, group_R * size, member_R > 0, price_R, rate_R, noise_R)
+    start_id_R = number * STARTS_OF_ROUND + first + group_R
+    return Contexts(start_id_R, group_R, group_R * size, member_R > 0, price_share * price_R, rate_R, noise_R)
 
 
 def noisy_labels(label_N: Tensor, classes: int, contexts: Contexts, seed: int) -> Tensor | None:

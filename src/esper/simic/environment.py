@@ -6,6 +6,7 @@ Shapes: R rows, S slots, H heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from esper.simic.episode import Episode, Step
 from esper.simic.objective import Appraiser, Objective, Standing, check_gamma
 from esper.tamiyo.policy.action_masks import ActionMasks, compute_batch_masks
 from esper.tamiyo.policy.observation import Observation, Observer
+from esper.tolaria.datasets import Dataset, Split
 from esper.tolaria.evaluation import Evaluation, evaluate
 from esper.tolaria.tasks import Task
 
@@ -45,14 +47,35 @@ class Payment:
         By term of the objective, [R] each.
     done
         The episode is over, for every row.
-    step
-        Record of the decision before, if it was asked for.
+    steps
+        Records of the decision before, one for each population, if they were asked for.
     """
 
     reward_R: Tensor
     parts: dict[str, Tensor]
     done: bool
-    step: Step | None
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What growth has been worth by some examples; all [R].
+
+    Attributes
+    ----------
+    net_R, gain_R
+        Lead over the twin (nats, or accuracy), with and without the rent taken off.
+    added_R
+        Parameters grown.
+    loss_R, accuracy_R
+        Measured on the examples.
+    """
+
+    net_R: Tensor
+    gain_R: Tensor
+    added_R: Tensor
+    loss_R: Tensor
+    accuracy_R: Tensor
 
 
 class Environment(Protocol):
@@ -112,10 +135,17 @@ class GrowthEnvironment:
         What is paid for.
     groups, size
         Groups of a population, and rows of a group, the twin included.
+    first_group
+        Groups of other populations that learn beside it, and have the numbers before its own.
     gamma
         The learner's discount.
     record
         Give a `Step` for every decision.
+
+    Attributes
+    ----------
+    price_share
+        What the prices of the episodes that are yet to begin are multiplied by.
 
     Raises
     ------
@@ -138,15 +168,19 @@ class GrowthEnvironment:
         *,
         groups: int,
         size: int,
+        first_group: int = 0,
         gamma: float = 1.0,
         record: bool = False,
     ) -> None:
         check_gamma(objective, gamma)
-        self._config, self._task, self._context_config = config, task, contexts
+        self.task, self.groups = task, groups
+        self._config, self._context_config = config, contexts
         self._objective_config, self._gamma, self._record = objective, gamma, record
-        self._groups, self._size = groups, size
+        self._size, self._first_group = size, first_group
+        self.price_share = 1.0
         self.rows, self.slots = groups * size, task.host.slot_config.slots
         self.horizon = config.training.horizon
+        self.kinds = tuple(site.kind for site in task.host.slot_config.sites)
         guess = math.log(task.data.classes)
         self._appraiser = Appraiser(objective, task.host.body.parameter_count, guess, config.device)
         self._given = Given()
@@ -155,19 +189,33 @@ class GrowthEnvironment:
         """Begin the episode of a round."""
         config = self._config
         self.contexts = draw_contexts(
-            self._context_config, config.seed, number, self._groups, self._size, config.device
+            self._context_config,
+            config.seed,
+            number,
+            self.groups,
+            self._size,
+            config.device,
+            first=self._first_group,
+            price_share=self.price_share,
         )
         ids_R = torch.arange(self.rows, device=config.device)
-        self.episode = Episode(config, self._task, "never", ids_R, contexts=self.contexts)
+        self.episode = Episode(config, self.task, "never", ids_R, contexts=self.contexts)
         self.episode.controller = self._given
         population = self.episode.population
         self.objective = Objective(self._objective_config, self.contexts, self._gamma)
-        self.objective.begin(self.standing(evaluate(population, self._task.data.reward_validation)))
-        self._observer = Observer(self.rows, self._task.host.slot_config, population.device)
+        self.objective.begin(self._standing(evaluate(population, self.task.data.reward_validation)))
+        self._observer = Observer(self.rows, self.task.host.slot_config, population.device)
         self._masks = ActionMasks.empty(self.rows, population.fits_SB)
         return self.situation()
 
-    def standing(self, evaluation: Evaluation) -> Standing:
+    def balance(self, pick: Callable[[Dataset], Split]) -> Balance:
+        """What growth has been worth so far, by a split of the task's data."""
+        evaluation = evaluate(self.episode.population, pick(self.task.data))
+        standing = self._standing(evaluation)
+        net_R, gain_R = self.objective.net(standing), self.objective.lead(standing)
+        return Balance(net_R, gain_R, standing.added_R, evaluation.loss_R, evaluation.accuracy_R)
+
+    def _standing(self, evaluation: Evaluation) -> Standing:
         """Where the hosts stand by an evaluation, nothing having been done just now."""
         nobody_R = torch.zeros(self.rows, dtype=torch.bool, device=self.episode.population.device)
         return self._appraiser.standing(
@@ -207,4 +255,4 @@ class GrowthEnvironment:
         )
         episode.reward = parts = self.objective.pay(standing)
         reward_R = torch.stack(list(parts.values())).sum(0)
-        return Payment(reward_R, parts, episode.done, step)
+        return Payment(reward_R, parts, episode.done, () if step is None else (step,))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -199,7 +200,16 @@ PRESETS: dict[str, tuple[str, ...]] = {
 
 _ORDER = {stage: at / (len(GROWTH_ORDER) - 1) for at, stage in enumerate(GROWTH_ORDER)}
 _POTENTIAL = torch.tensor([_ORDER.get(Stage(s), 0.0) if s in set(Stage) else 0.0 for s in range(STAGE_COUNT)])
-_BLENDED = stage_table(BLENDED_STAGES)
+
+
+def visible(slots: SlotTensors) -> Tensor:
+    """Bool [R, S]: seeds in the forward pass, which are those that rent is paid for."""
+    return _blended(slots.device)[slots.stage] & (slots.alpha > 0)
+
+
+@cache
+def _blended(device: torch.device) -> Tensor:
+    return stage_table(BLENDED_STAGES).to(device)
 
 
 class Appraiser:
@@ -222,7 +232,7 @@ class Appraiser:
     ) -> None:
         self._by_accuracy = config.utility == "accuracy"
         self._host_parameters, self._worst = host_parameters, WORST_GUESSES * guess_nats
-        self._potential, self._blended = _POTENTIAL.to(device), _BLENDED.to(device)
+        self._potential = _POTENTIAL.to(device)
 
     def standing(
         self, slots: SlotTensors, loss_R: Tensor, accuracy_R: Tensor, fresh_RS: Tensor, acted_R: Tensor, left: int
@@ -241,7 +251,7 @@ class Appraiser:
             Decisions left.
         """
         loss_R = loss_R.float().nan_to_num(self._worst, self._worst, -self._worst).clamp_max(self._worst)
-        visible_RS = self._blended[slots.stage] & (slots.alpha > 0)
+        visible_RS = visible(slots)
         added_R = (slots.parameters * visible_RS).sum(1)
         worth_RS = slots.contribution.nan_to_num(0.0, 0.0, 0.0).clamp(0.0, self._worst) * visible_RS
         committed_RS = slots.stage == int(Stage.FOSSILIZED)

@@ -8,6 +8,7 @@ Shapes: T decisions, R rows, H heads, E epochs, K measures.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -119,6 +120,34 @@ class PPOAgent:
         for group in self.optimizer.param_groups:
             group["lr"] = config.policy_rate * (1 + share * (config.policy_final_share - 1))
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """Give what the next update depends on beside the policy and `set_progress`: the moments, and the counters."""
+        moments = {
+            f"{name}/{moment}": value
+            for name, parameter in self.policy.named_parameters()
+            for moment, value in self.optimizer.state[parameter].items()
+        }
+        return moments, {"updates": self.updates, "skipped_in_a_row": self._skipped_in_a_row}
+
+    def restore(self, moments: Mapping[str, Tensor], counters: Mapping[str, int]) -> None:
+        """Take back what `state` gave.
+
+        Raises
+        ------
+        KeyError, ValueError
+            They are those of another policy.
+        """
+        restored: dict[Tensor, dict[str, Tensor]] = {}
+        parameters = dict(self.policy.named_parameters())
+        for key, value in moments.items():
+            name, _, moment = key.rpartition("/")
+            if value.dim() and value.shape != parameters[name].shape:
+                raise ValueError(f"{key}: shape {list(value.shape)}, {list(parameters[name].shape)} needed")
+            restored.setdefault(parameters[name], {})[moment] = value.to(parameters[name].device, copy=True)
+        self.updates, self._skipped_in_a_row = counters["updates"], counters["skipped_in_a_row"]
+        self.optimizer.state.clear()
+        self.optimizer.state.update(restored)
+
     def update(self, rollout: Rollout) -> UpdateReport:
         """Learn from a round.
 
@@ -198,7 +227,8 @@ class PPOAgent:
         policy_loss, clipped_TR = self._surrogate(log_ratio_TRH, advantage_TR, choice_TRH, free_TR)
         value_loss = self._value_loss(judged.value_TR, target_TR, made_TR)
         entropy = _mean(judged.entropy_TRH, choice_TRH)
-        loss = policy_loss + config.value_weight * value_loss - self._entropy_weight * entropy
+        freedom = _mean(judged.freedom_TRH, choice_TRH)
+        loss = policy_loss + config.value_weight * value_loss - self._entropy_weight * freedom
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, config.policy_clip_norm)

@@ -4,8 +4,10 @@ config.json          the resolved configuration: `esper grow --config config.jso
 run.sqlite           everything that happened (see nissa)
 model.safetensors    the grown network; model.json describes its modules
 model.py             plain PyTorch loader, needs neither Esper nor this folder's other files
-policy-last/         after `esper train` instead: the policy of the last round,
-policy-best/         and the one that did best on the selection split
+policy-last/         after `esper train` instead: policy and learner after the last round,
+policy-best/         and the policy that did best on the selection split
+headroom.json        after `esper exam headroom` instead: what every schedule did in every context
+comparison.json      after `esper exam compare` instead: what every arm reached, start by start
 """
 
 from __future__ import annotations
@@ -18,18 +20,20 @@ from safetensors.torch import save
 from esper.kasmina import plain
 from esper.kasmina.export import describe
 from esper.kasmina.population import Population
-from esper.leyline.config import PopulationConfig, RunConfig, TrainConfig
+from esper.leyline.config import CompareConfig, HeadroomConfig, PopulationConfig, RunConfig, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.leyline.files import write_atomic
 from esper.nissa.schema import STORE, store_files
+from esper.simic.checkpoint import LEARNER
 from esper.tamiyo.policy.saved import DESCRIPTION, WEIGHTS
 
 CONFIG = "config.json"
 MODEL, MODEL_DESCRIPTION, LOADER = "model.safetensors", "model.json", "model.py"
 LAST_POLICY, BEST_POLICY = "policy-last", "policy-best"
+HEADROOM, COMPARISON = "headroom.json", "comparison.json"
 _MADE = (
-    *(MODEL, MODEL_DESCRIPTION, LOADER),
-    *(f"{folder}/{name}" for folder in (LAST_POLICY, BEST_POLICY) for name in (WEIGHTS, DESCRIPTION)),
+    *(MODEL, MODEL_DESCRIPTION, LOADER, HEADROOM, COMPARISON),
+    *(f"{folder}/{name}" for folder in (LAST_POLICY, BEST_POLICY) for name in (WEIGHTS, DESCRIPTION, LEARNER)),
 )
 """Files that a run makes beside its configuration and its store."""
 
@@ -75,7 +79,7 @@ def _is_run(path: Path) -> bool:
         text = (path / CONFIG).read_bytes()
     except OSError:
         return False
-    return any(_describes(kind, text) for kind in (RunConfig, TrainConfig))
+    return any(_describes(kind, text) for kind in (RunConfig, TrainConfig, HeadroomConfig, CompareConfig))
 
 
 def _describes(kind: type[PopulationConfig], text: bytes) -> bool:

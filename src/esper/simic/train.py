@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from esper.leyline.config import TrainConfig
 from esper.leyline.streams import Stream
 from esper.nissa.store import RunStore
+from esper.simic.checkpoint import save_learner
 from esper.simic.collect import collect
-from esper.simic.environment import GrowthEnvironment, Payment
+from esper.simic.environment import Balance, Payment
 from esper.simic.ppo import PPOAgent, UpdateReport
 from esper.simic.recorder import RoundRecorder
 from esper.simic.rollout import Rollout
 from esper.simic.run_folder import BEST_POLICY, LAST_POLICY
+from esper.simic.side_by_side import populations
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.saved import save_policy
-from esper.tolaria.datasets import Split
-from esper.tolaria.evaluation import Evaluation, evaluate
 from esper.tolaria.tasks import Task
 
 SELECTION_STARTS, FINAL_STARTS = 2**18, 2**19
@@ -69,26 +69,17 @@ class PolicyTraining:
 
     Parameters
     ----------
-    config, task
-        The run, and its task, loaded.
+    config, tasks
+        The run, and its task, loaded with a host of each width.
     folder
         Where policies are saved.
     store
         Where to record; None: nowhere.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, folder: Path, store: RunStore | None) -> None:
-        self.config, self.task, self._folder, self._store = config, task, folder, store
-        self.environment = GrowthEnvironment(
-            config,
-            task,
-            config.contexts,
-            config.objective,
-            groups=config.rows // config.group_size,
-            size=config.group_size,
-            gamma=config.ppo.gamma,
-            record=store is not None,
-        )
+    def __init__(self, config: TrainConfig, tasks: Sequence[Task], folder: Path, store: RunStore | None) -> None:
+        self.config, self._folder, self._store = config, folder, store
+        self.environment = populations(config, tasks, record=store is not None)
         self.policy = FactoredRecurrentActorCritic(config.policy)
         self.policy.initialise(_generator(config.seed))
         self.policy.to(config.device)
@@ -97,7 +88,7 @@ class PolicyTraining:
         learners_N = (member_R > 0).nonzero()[:, 0]
         size = self.environment.horizon, config.rows, self.environment.slots
         self._rollout = Rollout(*size, learners_N=learners_N, device=config.device)
-        self._rounds = 0
+        self._recorded = 0
         self._best = -math.inf
 
     def run(self, stopped: Callable[[], bool]) -> Iterator[RoundLine]:
@@ -108,17 +99,21 @@ class PolicyTraining:
                 return
             start = time.perf_counter()
             self.agent.set_progress(number / config.rounds)
-            recorder = self._episodes("train", number, self.policy, greedy=False)
-            worth = self._worth(self._evaluate(self.task.data.reward_validation))
+            warm = config.contexts.price_warmup * config.rounds
+            self.environment.set_price_share(min(1.0, number / warm) if warm else 1.0)
+            recorders = self._episodes("train", number, self.policy, greedy=False)
+            self.environment.set_price_share(1.0)
+            worth = self._worth(self.environment.balance(lambda data: data.reward_validation))
             begun = time.perf_counter()
             report = self.agent.update(self._rollout)
-            if recorder is not None:
+            if recorders:
                 rate = self.agent.optimizer.param_groups[0]["lr"]
-                recorder.update(report, time.perf_counter() - begun, rate)
-            self._end(recorder, start)
+                recorders[-1].update(report, time.perf_counter() - begun, rate)
+            self._end(recorders, start)
             # Now, because a selection uses the same storage.
             paid = float(self._rollout.reward_TR.sum(0)[self._rollout.learners_N].mean())
             save_policy(self.policy, self._folder / LAST_POLICY)
+            save_learner(self.agent, self._folder / LAST_POLICY, number + 1)
             selected = (
                 self._select() if (number + 1) % config.select_every == 0 or number + 1 == config.rounds else None
             )
@@ -128,18 +123,17 @@ class PolicyTraining:
     def judge(self, policy: FactoredRecurrentActorCritic, *, greedy: bool) -> Worth:
         """Measure a policy on starts that nothing else ever used, on the test split."""
         start = time.perf_counter()
-        recorder = self._episodes("test", FINAL_STARTS, policy, greedy=greedy)
-        test = self._evaluate(self.task.data.test)
-        columns = {"test_loss_nats": test.loss_R, "test_accuracy": test.accuracy_R}
-        self._end(recorder, start, {name: values_R.double().cpu().numpy() for name, values_R in columns.items()})
+        recorders = self._episodes("test", FINAL_STARTS, policy, greedy=greedy)
+        test = self.environment.balance(lambda data: data.test)
+        self._end(recorders, start, {"test_loss_nats": test.loss_R, "test_accuracy": test.accuracy_R})
         return self._worth(test)
 
     def _select(self) -> Worth:
         """Measure the policy on the selection split, greedy, and keep it if it is the best so far."""
         start = time.perf_counter()
-        recorder = self._episodes("selection", SELECTION_STARTS, self.policy, greedy=True)
-        worth = self._worth(self._evaluate(self.task.data.selection))
-        self._end(recorder, start)
+        recorders = self._episodes("selection", SELECTION_STARTS, self.policy, greedy=True)
+        worth = self._worth(self.environment.balance(lambda data: data.selection))
+        self._end(recorders, start)
         if worth.net_nats > self._best:
             self._best = worth.net_nats
             save_policy(self.policy, self._folder / BEST_POLICY)
@@ -147,50 +141,47 @@ class PolicyTraining:
 
     def _episodes(
         self, purpose: str, number: int, policy: FactoredRecurrentActorCritic, *, greedy: bool
-    ) -> RoundRecorder | None:
-        """Make one episode of every row into the rollout, and record it."""
+    ) -> list[RoundRecorder]:
+        """Make one episode of every row into the rollout, and record it, each population as a round of its own."""
         environment, store = self.environment, self._store
-        recorder: RoundRecorder | None = None
+        recorders: list[RoundRecorder] = []
 
         def each(decision: int, payment: Payment) -> None:
-            nonlocal recorder
             if store is None:
                 return
-            if recorder is None:
+            if not recorders:
                 arm = "greedy" if greedy else "policy"
-                recorder = RoundRecorder(
-                    store, self._rounds, environment.episode, purpose=purpose, arm=arm, controller="policy"
+                recorders.extend(
+                    RoundRecorder(store, number, part.episode, purpose=purpose, arm=arm, controller="policy")
+                    for number, part in enumerate(environment.parts, self._recorded)
                 )
-            if payment.step is not None:
-                recorder.decision(payment.step)
+            for recorder, step in zip(recorders, payment.steps, strict=bool(payment.steps)):
+                recorder.decision(step)
 
         collect(environment, policy, self._rollout, self.config.seed, number, greedy=greedy, each=each)
-        if recorder is not None:
-            recorder.decision(environment.episode.step())
-        self._rounds += 1
-        return recorder
+        for recorder, part in zip(recorders, environment.parts, strict=bool(recorders)):
+            recorder.decision(part.episode.step())
+        self._recorded += len(environment.parts)
+        return recorders
 
-    def _end(self, recorder: RoundRecorder | None, start: float, results: Mapping[str, Any] | None = None) -> None:
-        if recorder is not None:
-            reward_R = self._rollout.reward_TR.sum(0).double().cpu().numpy()
-            seconds = time.perf_counter() - start
-            recorder.end("finished", {"reward": reward_R, "training_s": seconds, **(results or {})})
+    def _end(
+        self, recorders: Sequence[RoundRecorder], start: float, results: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Record how the episodes ended."""
+        ends_R = {"reward": self._rollout.reward_TR.sum(0), **(results or {})}
+        told_R = {name: values_R.double().cpu().numpy() for name, values_R in ends_R.items()} if recorders else {}
+        seconds = time.perf_counter() - start
+        for recorder, rows in zip(recorders, self.environment.slices, strict=bool(recorders)):
+            recorder.end("finished", {"training_s": seconds, **{n: values_R[rows] for n, values_R in told_R.items()}})
 
-    def _evaluate(self, split: Split) -> Evaluation:
-        return evaluate(self.environment.episode.population, split)
-
-    def _worth(self, evaluation: Evaluation) -> Worth:
-        """What the policy's hosts are worth by an evaluation, in one transfer."""
-        environment = self.environment
-        standing = environment.standing(evaluation)
-        objective, contexts = environment.objective, environment.contexts
+    def _worth(self, balance: Balance) -> Worth:
+        """What the policy's hosts are worth, in one transfer."""
         learners_N = self._rollout.learners_N
-        net_N, gain_N = objective.net(standing)[learners_N], objective.lead(standing)[learners_N]
-        group_N = contexts.group_R[learners_N]
-        groups = self.config.rows // self.config.group_size
+        net_N, gain_N = balance.net_R[learners_N], balance.gain_R[learners_N]
+        group_N, groups = self.environment.contexts.group_R[learners_N], self.config.groups
         mean_G = torch.zeros(groups, device=net_N.device).index_add_(0, group_N, net_N) / (self.config.group_size - 1)
         error = mean_G.std() / groups**0.5 if groups > 1 else torch.full_like(mean_G[0], torch.nan)
-        added_N = standing.added_R[learners_N].float()
+        added_N = balance.added_R[learners_N].float()
         values = torch.stack((net_N.mean(), error, gain_N.mean(), added_N.mean())).tolist()
         return Worth(*values)
 

@@ -77,10 +77,12 @@ def load_task(
     which: Literal["impaired", "ample"],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    *,
+    width: float = 1.0,
 ) -> Task:
-    """Load the data of a task and shape its host."""
+    """Load the data of a task and shape its host, so many times as wide as the task says."""
     config = task_config(name)
-    host_config = config.host_config(which)
+    host_config = config.host_config(which).scaled(width)
     data = shaped(DATASETS[config.dataset](config.split_seed), host_config).to(device, dtype)
     return Task(config, Host(host_config, tuple(data.train.x.shape[1:]), data.classes), data)
 

@@ -64,16 +64,30 @@ class Decision:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the present weights say of recorded sequences; all [T, R, ...], with gradients."""
+    """What the present weights say of recorded sequences; all [T, R, ...], with gradients.
+
+    Attributes
+    ----------
+    log_prob_TRH, value_TR
+        Of the recorded choices; of the state.
+    entropy_TRH
+        Of each head, 1 for a uniform choice.
+    freedom_TRH
+        What a bonus for entropy should pay: the entropy; for the operation minus the KL divergence to what a new policy
+        does (`OP_PRIOR`), up to a constant, in the same unit.
+    flag
+        See `MaskedCategorical`.
+    """
 
     log_prob_TRH: Tensor
     entropy_TRH: Tensor
+    freedom_TRH: Tensor
     value_TR: Tensor
     flag: Tensor | None
 
 
-OP_PRIOR = {Op.CULL: -1.5}
-"""Logits of a new policy, others 0: it seldom culls, or no seed would ever live to show its worth."""
+OP_PRIOR = {Op.ADVANCE: 2.0, Op.FOSSILIZE: 2.0, Op.SET_ALPHA_TARGET: -2.0, Op.CULL: -3.0}
+"""Logits of a new policy, others 0: it sees seeds through, or none would live to show its worth."""
 
 
 class FactoredRecurrentActorCritic(nn.Module):
@@ -84,6 +98,8 @@ class FactoredRecurrentActorCritic(nn.Module):
     config
         Sizes and exploration.
     """
+
+    prior_O: Tensor
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
@@ -111,6 +127,8 @@ class FactoredRecurrentActorCritic(nn.Module):
             self.rest_input = nn.Linear(hidden + width, width)
             self.rest_head = nn.Linear(width, sum(REST_SIZES))
             self.value_head = nn.Sequential(nn.Linear(hidden, width), nn.ReLU(), PopArt(width))
+        prior_O = torch.tensor([OP_PRIOR.get(op, 0.0) for op in Op])
+        self.register_buffer("prior_O", prior_O, persistent=False)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
@@ -126,8 +144,7 @@ class FactoredRecurrentActorCritic(nn.Module):
                 nn.init.zeros_(module.in_proj_bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.1, generator=generator)
-        for op, logit in OP_PRIOR.items():
-            self.op_head.bias[op] = logit
+        self.op_head.bias.copy_(self.prior_O)
         hidden = self.config.hidden
         for name, parameter in self.memory.named_parameters():
             if name.startswith("weight"):
@@ -206,7 +223,13 @@ class FactoredRecurrentActorCritic(nn.Module):
         logits = self._all_logits(self.op_head(memory), slot_logits, memory, tokens, op_TR, slot_TR)
         choices = self._distribution(logits, mask_TRHC)
         value_TR = self.value_head(memory)
-        return Evaluation(choices.log_prob(action_TRH), choices.entropy(), value_TR, choices.flag)
+        entropy_TRH = choices.entropy()
+        # Only the operation has a prior: the other heads are pulled to uniform choices, which is what they start from.
+        op_TRC = choices.probs[..., Head.OP, : len(Op)]
+        ways_TR = choices.valid_count[..., Head.OP].clamp_min(2).to(op_TRC.dtype).log()
+        freedom_TRH = entropy_TRH.clone()
+        freedom_TRH[..., Head.OP] += (op_TRC * self.prior_O).sum(-1) / ways_TR
+        return Evaluation(choices.log_prob(action_TRH), entropy_TRH, freedom_TRH, value_TR, choices.flag)
 
     def _distribution(self, logits: Tensor, mask: Tensor) -> MaskedCategorical:
         return MaskedCategorical(logits, mask, uniform_share=self.config.uniform_share, validation=self.validation)
