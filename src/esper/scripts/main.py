@@ -1,4 +1,4 @@
-"""The command line: `esper grow`, `train`, `runs`, `query`, `tasks`, `doctor`."""
+"""The command line: `esper grow`, `train`, `exam`, `runs`, `query`, `tasks`, `doctor`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar, Union
 
 import tyro
 
-from esper.leyline.config import RUN_FOLDER, PopulationConfig, RunConfig, TrainConfig
+from esper.leyline.config import RUN_FOLDER, HeadroomConfig, PopulationConfig, RunConfig, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.scripts.errors import BAD_INPUT, INTERRUPTED, READER_GONE, parse_line, validation_line
 from esper.scripts.query import Format, query, runs
 
 Config = TypeVar("Config", bound=PopulationConfig)
+Commands = dict[str, Callable[..., int]]
+_GROUPS = {"exam": "Measure how much there is to gain by deciding, and who decides best."}
 
 
-def _commands(run: RunConfig, training: TrainConfig) -> dict[str, Callable[..., int]]:
-    """Commands by name. What computes is imported by the command that needs it: help and questions should not wait."""
+def _commands(run: RunConfig, training: TrainConfig, table: HeadroomConfig) -> dict[str, Callable[..., int] | Commands]:
+    """Commands by name, those of a group together.
+
+    What computes is imported by the command that needs it: help and questions should not wait.
+    """
 
     def grow_command(
-        config: Annotated[RunConfig, tyro.conf.OmitArgPrefixes] = run,
+        config: RunConfig = run,
         out: Path | None = None,
         replace: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ) -> int:
@@ -45,7 +50,7 @@ def _commands(run: RunConfig, training: TrainConfig) -> dict[str, Callable[..., 
         return grow(config, out=out, replace=replace)
 
     def train_command(
-        config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes] = training,
+        config: TrainConfig = training,
         out: Path | None = None,
         replace: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ) -> int:
@@ -63,6 +68,52 @@ def _commands(run: RunConfig, training: TrainConfig) -> dict[str, Callable[..., 
         from esper.scripts.train import train
 
         return train(config, out=out, replace=replace)
+
+    def headroom_command(
+        config: HeadroomConfig = table,
+        out: Path | None = None,
+        replace: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    ) -> int:
+        """Run a family of fixed schedules in every context: how much there is to gain, and how much of it by choosing.
+
+        Parameters
+        ----------
+        config
+            The run. --config FILE starts from the config.json of an earlier one.
+        out
+            Folder of the table; by default named after the run, in runs/.
+        replace
+            Overwrite an earlier one in that folder.
+        """
+        from esper.scripts.exam import headroom
+
+        return headroom(config, out=out, replace=replace)
+
+    def compare_command(
+        headroom: Path,
+        policies: tuple[Path, ...],
+        starts: int = 24,
+        out: Path | None = None,
+        replace: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    ) -> int:
+        """Compare policies with growing never, at random, by the clock, by rule and by the best schedules.
+
+        Parameters
+        ----------
+        headroom
+            Folder of `esper exam headroom`: its schedules and contexts are compared with.
+        policies
+            Folders of `esper train`, trained in the same contexts.
+        starts
+            Starts (initialisation, data order, wrong labels) that every arm plays in every context.
+        out
+            Folder of the comparison; by default named after the run, in runs/.
+        replace
+            Overwrite an earlier one in that folder.
+        """
+        from esper.scripts.exam import comparison
+
+        return comparison(headroom, policies, starts, out=out, replace=replace)
 
     def tasks_command() -> int:
         """List the tasks with their hosts."""
@@ -118,6 +169,7 @@ def _commands(run: RunConfig, training: TrainConfig) -> dict[str, Callable[..., 
     return {
         "grow": grow_command,
         "train": train_command,
+        "exam": {"headroom": headroom_command, "compare": compare_command},
         "runs": runs_command,
         "query": query_command,
         "tasks": tasks_command,
@@ -144,9 +196,9 @@ def _read_config(path: Path, kind: type[Config]) -> Config:
         raise EsperError(f"config: {path}: {validation_line(error)}") from error
 
 
-def _take_config(arguments: list[str]) -> tuple[RunConfig, TrainConfig]:
+def _take_config(arguments: list[str]) -> tuple[RunConfig, TrainConfig, HeadroomConfig]:
     """Take `--config FILE` out of the arguments: it gives the defaults of the command's other arguments."""
-    run, training = RunConfig(), TrainConfig()
+    run, training, table = RunConfig(), TrainConfig(), HeadroomConfig()
     for at, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name != "--config":
@@ -156,13 +208,17 @@ def _take_config(arguments: list[str]) -> tuple[RunConfig, TrainConfig]:
         path = Path(value if equals else arguments[at + 1])
         del arguments[at : at + (1 if equals else 2)]
         if arguments[:1] == ["train"]:
-            return run, _read_config(path, TrainConfig)
-        return _read_config(path, RunConfig), training
-    return run, training
+            training = _read_config(path, TrainConfig)
+        elif arguments[:1] == ["exam"]:
+            table = _read_config(path, HeadroomConfig)
+        else:
+            run = _read_config(path, RunConfig)
+        break
+    return run, training, table
 
 
 def _parse_and_run(arguments: list[str]) -> int:
-    run, training = _take_config(arguments)
+    defaults = _take_config(arguments)
     complaint = io.StringIO()
     chosen: list[Callable[[], int]] = []
 
@@ -175,17 +231,38 @@ def _parse_and_run(arguments: list[str]) -> int:
 
         return keep
 
-    commands = {name: later(command) for name, command in _commands(run, training).items()}
+    commands = {
+        name: _group(name, {inner: later(f) for inner, f in command.items()})
+        if isinstance(command, dict)
+        else later(command)
+        for name, command in _commands(*defaults).items()
+    }
     try:
         with contextlib.redirect_stderr(complaint):
             tyro.extras.subcommand_cli_from_dict(
-                commands, prog="esper", description="Grow neural networks while they train.", args=arguments
+                commands,
+                prog="esper",
+                description="Grow neural networks while they train.",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             return 0
         raise EsperError(parse_line(complaint.getvalue())) from None
     return chosen[0]()
+
+
+def _group(name: str, commands: dict[str, Callable[..., None]]) -> Callable[..., None]:
+    """Give a command whose one argument is which of these to run, in the form that tyro reads."""
+
+    def choose(which: object) -> None:
+        """The chosen one has been called to make the argument."""
+
+    kinds = (Annotated[Any, tyro.conf.subcommand(inner, constructor=f)] for inner, f in commands.items())
+    choose.__annotations__ = {"which": Union[tuple(kinds)]}  # noqa: UP007
+    choose.__doc__ = _GROUPS[name]
+    return choose
 
 
 def _drop_output() -> None:

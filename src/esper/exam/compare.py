@@ -1,0 +1,206 @@
+"""Controllers on the same starts, in every context: the policy against its controls.
+
+Every arm plays the same starts (initialisation, data order, wrong labels), none of which any training, selection or
+choice of a schedule has seen. What counts is by how much the loss on the test split is below that of growing nothing,
+less rent, averaged over all contexts of a start.
+
+Shapes: W widths, K starts, C conditions, P prices; R rows of a population.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from esper.exam.grid import EXAM_STARTS, Played, conditions, grid, play
+from esper.exam.headroom import Headroom
+from esper.exam.statistics import Interval, paired
+from esper.leyline.config import CompareConfig
+from esper.leyline.view import Controller
+from esper.simic.episode import Episode
+from esper.simic.recorder import RoundRecorder
+from esper.tamiyo.controllers.policy import PolicyController
+from esper.tamiyo.controllers.registry import make_controller
+from esper.tamiyo.controllers.schedule import ScheduleController
+from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
+from esper.tolaria.tasks import Task
+
+NEVER = "never"
+SINGLE, BY_PRICE, BY_CONTEXT = "best schedule", "best schedule for each price", "best schedule for each context"
+"""Schedules that know nothing, what the policy is told, and what it has to find out."""
+CONTROLS = (NEVER, "random", "periodic", "heuristic")
+POLICY, WAYS = "policy", ("greedy", "drawing")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Who decides.
+
+    Attributes
+    ----------
+    name
+        What it is called in tables.
+    make
+        Gives its controller for a population of one width, whose number is told.
+    sees_price
+        It does something else at another price; where it does not, it plays each context once for all prices.
+    """
+
+    name: str
+    make: Callable[[Episode, int], Controller]
+    sees_price: bool = False
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an arm reached in every context; all [W, K, C, P].
+
+    Attributes
+    ----------
+    net, gain
+        By how much the test loss is below that of growing nothing, with and without rent taken off (nats).
+    accuracy, added
+        Test accuracy (share), and parameters grown.
+    """
+
+    net: np.ndarray
+    gain: np.ndarray
+    accuracy: np.ndarray
+    added: np.ndarray
+
+    def by_start(self, values: np.ndarray | None = None) -> np.ndarray:
+        """Mean over the contexts of each start [K]; of `net` unless something else is given."""
+        means: np.ndarray = (self.net if values is None else values).mean((0, 2, 3))
+        return means
+
+
+def arms(
+    prices: tuple[float, ...], headroom: Headroom, policies: Sequence[FactoredRecurrentActorCritic]
+) -> tuple[Arm, ...]:
+    """Controls, the schedules that were best on other starts, and each policy, greedy and drawing."""
+    # Plans [W, C, P] by what is known of a context; one for all prices where nothing is.
+    mean_WCPN = np.stack([headroom.net(price).mean(1) for price in prices], 2)
+    shape = mean_WCPN.shape[:3]
+    by_price_P = mean_WCPN.mean((0, 1)).argmax(1)
+    schedules = {
+        SINGLE: np.broadcast_to(mean_WCPN.mean((0, 1, 2)).argmax(), (*shape[:2], 1)),
+        BY_PRICE: np.broadcast_to(by_price_P, shape),
+        BY_CONTEXT: mean_WCPN.argmax(3),
+    }
+    return (
+        *(Arm(name, _control(name)) for name in CONTROLS),
+        *(Arm(name, _schedule(headroom, plan_WCP), name != SINGLE) for name, plan_WCP in schedules.items()),
+        *(
+            Arm(f"{POLICY} {number}, {way}", _learned(policy, way == "greedy"), sees_price=True)
+            for number, policy in enumerate(policies)
+            for way in WAYS
+        ),
+    )
+
+
+def _control(name: str) -> Callable[[Episode, int], Controller]:
+    def make(episode: Episode, width: int) -> Controller:
+        population = episode.population
+        every_R = torch.arange(population.rows, device=population.device)
+        slots, seed = population.slots.slots, episode.config.seed
+        return make_controller(
+            name, rows=population.rows, slots=slots, seed=seed, row_ids_R=every_R, device=population.device
+        )
+
+    return make
+
+
+def _schedule(headroom: Headroom, plan_WCP: np.ndarray) -> Callable[[Episode, int], Controller]:
+    blueprint_NS = torch.tensor([[int(b) for b in plan.blueprints] for plan in headroom.plans])
+    start_N = torch.tensor([plan.start for plan in headroom.plans])
+
+    def make(episode: Episode, width: int) -> Controller:
+        rows, device = episode.population.rows, episode.population.device
+        plan_CP = torch.from_numpy(np.ascontiguousarray(plan_WCP[width]))
+        plan_R = plan_CP.flatten().repeat(rows // plan_CP.numel())
+        blueprint_RS = blueprint_NS[plan_R].to(device)
+        return ScheduleController(blueprint_RS, start_N[plan_R].to(device)[:, None].expand_as(blueprint_RS))
+
+    return make
+
+
+def _learned(policy: FactoredRecurrentActorCritic, greedy: bool) -> Callable[[Episode, int], Controller]:
+    def make(episode: Episode, width: int) -> Controller:
+        every_R = torch.arange(episode.population.rows, device=episode.population.device)
+        return PolicyController(policy, episode.config.seed, every_R, greedy=greedy)
+
+    return make
+
+
+def compare(
+    config: CompareConfig,
+    tasks: Sequence[Task],
+    players: Sequence[Arm],
+    *,
+    recorder: Callable[[Episode, str], RoundRecorder | None] | None = None,
+    told: Callable[[str, float], None] | None = None,
+) -> Iterator[tuple[str, Score]]:
+    """Let every arm play every context; the first must grow nothing, because all are measured against it.
+
+    Parameters
+    ----------
+    tasks
+        The task with a host of each width.
+    recorder
+        Gives what records a round of an arm; None: nothing does.
+    told
+        Told, after every decision, the arm that plays and which share of all is done.
+    """
+    contexts, device, horizon = config.contexts, config.device, config.training.horizon
+    start_K = EXAM_STARTS + torch.arange(config.starts, device=device)
+    prices_P = np.array(contexts.prices)
+    share = [len(contexts.prices) if arm.sees_price else 1 for arm in players for _ in tasks]
+    done, never = 0, None
+    for arm in players:
+        prices = contexts.prices if arm.sees_price else (0.0,)
+        played: list[Played] = []
+        for width, task in enumerate(tasks):
+            size = share[len(tasks) * players.index(arm) + width]
+
+            def each(decision: int, name: str = arm.name, before: int = done, size: int = size) -> None:
+                if told is not None:
+                    told(name, (before + size * decision / horizon) / sum(share))
+
+            played.append(
+                play(
+                    config,
+                    task,
+                    grid(contexts, start_K, prices, 1),
+                    lambda episode, arm=arm, width=width: arm.make(episode, width),  # type: ignore[misc]
+                    lambda data: data.test,
+                    recorder=recorder and (lambda episode, name=arm.name: recorder(episode, name)),
+                    told=each,
+                )
+            )
+            done += size
+        shape = (len(tasks), config.starts, len(conditions(contexts)), len(prices))
+        loss, accuracy, cost, added = (
+            np.stack([getattr(one, name) for one in played]).reshape(shape)
+            for name in ("loss", "accuracy", "cost", "added")
+        )
+        never = loss[..., :1] if never is None else never
+        gain = never - loss
+        full = (*shape[:3], len(prices_P))
+        score = Score(gain - prices_P * cost, gain, accuracy, added)
+        yield arm.name, replace(score, **{n: np.broadcast_to(v, full) for n, v in vars(score).items()})
+
+
+def differences(scores: Mapping[str, Score]) -> dict[str, dict[str, Interval]]:
+    """By how much each policy, and all of them together, are ahead of every other arm on the same starts (nats)."""
+    others = {name: score.by_start() for name, score in scores.items() if not name.startswith(POLICY)}
+    learned = {name: score.by_start() for name, score in scores.items() if name.startswith(POLICY)}
+    for way in WAYS:
+        of = [net_K for name, net_K in learned.items() if name.endswith(way)]
+        if len(of) > 1:
+            learned[f"mean of {len(of)} policies, {way}"] = np.mean(of, 0)
+    return {
+        name: {other: paired(net_K - other_K) for other, other_K in others.items()} for name, net_K in learned.items()
+    }

@@ -1,0 +1,118 @@
+"""Every combination of what hosts differ in, as rows; and one controller playing them all.
+
+Shapes: K starts, C conditions (learning rate and label noise), P prices, N copies; R = K*C*P*N rows, in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esper.leyline.config import ContextConfig, PopulationConfig
+from esper.leyline.view import Controller
+from esper.simic.contexts import STARTS_OF_ROUND, Contexts
+from esper.simic.episode import Episode
+from esper.simic.objective import visible
+from esper.simic.recorder import RoundRecorder
+from esper.tolaria.datasets import Dataset, Split
+from esper.tolaria.evaluation import evaluate
+from esper.tolaria.tasks import Task
+
+CHOICE_STARTS, EXAM_STARTS = (2**18 + 2**17) * STARTS_OF_ROUND, (2**19 + 2**18) * STARTS_OF_ROUND
+"""First of the starts on which schedules are chosen, and of those on which everything is compared; no training and
+no judgement of `esper train` uses either."""
+
+
+def conditions(config: ContextConfig) -> list[tuple[float, float]]:
+    """Learning rate and label noise of each condition."""
+    return list(product(config.learning_rates, config.label_noise))
+
+
+def grid(config: ContextConfig, start_K: Tensor, prices: tuple[float, ...], copies: int) -> Contexts:
+    """Contexts of every combination; no row has a twin, and every row may grow."""
+    shape = (len(start_K), len(conditions(config)), len(prices), copies)
+    condition_C2 = torch.tensor(conditions(config), device=start_K.device)
+
+    def spread(values: Tensor, axis: int) -> Tensor:
+        sizes = [1] * len(shape)
+        sizes[axis] = -1
+        return values.view(sizes).expand(shape).flatten()
+
+    every_R = torch.arange(start_K.new_empty(shape).numel(), device=start_K.device)
+    return Contexts(
+        start_id_R=spread(start_K, 0),
+        group_R=every_R,
+        twin_R=every_R,
+        grows_R=torch.ones_like(every_R, dtype=torch.bool),
+        price_R=spread(torch.tensor(prices, device=start_K.device), 2),
+        rate_R=spread(condition_C2[:, 0], 1),
+        noise_R=spread(condition_C2[:, 1], 1),
+    )
+
+
+@dataclass(frozen=True)
+class Played:
+    """How a population ended, all [R].
+
+    Attributes
+    ----------
+    loss, accuracy
+        On the split that was asked for (nats, share).
+    cost, added
+        ln(1 + added / host parameters), and the parameters of the seeds in the forward pass.
+    """
+
+    loss: np.ndarray
+    accuracy: np.ndarray
+    cost: np.ndarray
+    added: np.ndarray
+
+
+def play(
+    config: PopulationConfig,
+    task: Task,
+    contexts: Contexts,
+    make: Callable[[Episode], Controller],
+    pick: Callable[[Dataset], Split],
+    *,
+    recorder: Callable[[Episode], RoundRecorder | None] | None = None,
+    told: Callable[[int], None] | None = None,
+) -> Played:
+    """Let a controller grow a whole population, and measure how it ends.
+
+    Parameters
+    ----------
+    make
+        Gives the controller.
+    pick
+        Gives the split to measure on.
+    recorder
+        Makes what records the round; None: nothing does.
+    told
+        Told the number of each decision that was made.
+    """
+    rows_R = torch.arange(len(contexts.start_id_R), device=config.device)
+    episode = Episode(config, task, "never", rows_R, contexts=contexts)
+    episode.controller = make(episode)
+    record = recorder and recorder(episode)
+    while not episode.done:
+        step = episode.advance(record=record is not None)
+        if record is not None and step is not None:
+            record.decision(step)
+        if told is not None:
+            told(episode.decision)
+    population = episode.population
+    evaluation = evaluate(population, pick(task.data))
+    added_R = (population.slots.parameters * visible(population.slots)).sum(1)
+    cost_R = torch.log1p(added_R / task.host.body.parameter_count)
+    columns = (evaluation.loss_R, evaluation.accuracy_R, cost_R, added_R)
+    played = Played(*torch.stack([column_R.double() for column_R in columns]).cpu().numpy())
+    if record is not None:
+        record.decision(episode.step())
+        record.end("finished", {"test_loss_nats": played.loss, "test_accuracy": played.accuracy})
+    return played
