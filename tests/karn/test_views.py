@@ -16,8 +16,9 @@ from helpers.stored_runs import ask, changed
 NAMES = {
     *("now", "learning", "update_health", "heads", "op_given_legal", "seed", "blueprint", "reward_parts"),
     *("reward_alignment", "interaction", "incidents", "speed", "run_diff", "frontier", "data_health", "events"),
+    "layers",
 }
-OF_A_POLICY = ("update_health", "heads", "reward_parts", "reward_alignment")
+OF_A_POLICY = ("update_health", "heads", "layers", "reward_parts", "reward_alignment")
 STORES = ("heuristic", "lean", "chance", "stopped", "walk", "begun", "unended")
 GROWN = ("heuristic", "chance")
 BITS = {"wait": 1, "germinate": 2, "set_alpha_target": 4, "cull": 8, "fossilize": 16, "advance": 32}
@@ -85,6 +86,12 @@ def test_no_view_fails_and_names_tell_units(store, name, chance):
 @pytest.mark.parametrize("name", sorted(NAMES - set(OF_A_POLICY) - {"run_diff", "incidents"}))
 def test_every_view_of_growth_says_something(heuristic, name):
     assert ask(heuristic, name)
+
+
+def test_layers_of_a_run_from_before_they_were_recorded(heuristic, tmp_path):
+    old = changed(heuristic, tmp_path, "DROP TABLE layer", "PRAGMA user_version = 1")
+    assert ask(old, "layers") == []
+    assert ask(old, "now")
 
 
 def test_now_of_a_run_that_is_over(heuristic):

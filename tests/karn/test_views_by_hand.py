@@ -126,6 +126,29 @@ def test_heads(record):
     ]
 
 
+def test_layers(record):
+    path, db = record
+    for number in range(3):
+        add_round(db, number, **UPDATE)
+    wild = {"gradient_largest": 0.5, "gradient_nonfinite": 7, "activation_mean": -0.1, "activation_nonfinite": 3}
+    deep = {"activation_deviation": 1.5, "activation_largest": 4.0, **wild}
+    insert(db, "layer", round=1, position=1, layer="a_head", gradient_norm=4.0, **deep)
+    insert(db, "layer", round=1, position=0, layer="slot_input", gradient_norm=3.0, gradient_nonfinite=0)
+    insert(db, "layer", round=1, position=2, layer="broken", gradient_nonfinite=2)
+    insert(db, "layer", round=0, position=0, layer="slot_input", gradient_norm=0.0, gradient_nonfinite=0)
+    rows = ask(path, "layers")
+    # In the network's order, not in that of the alphabet; a round without measurements is not there.
+    assert [(row["round"], row["layer"]) for row in rows] == [
+        *((0, "slot_input"), (1, "slot_input"), (1, "a_head"), (1, "broken"))
+    ]
+    assert [row["gradient_norm"] for row in rows] == [0.0, 3.0, 4.0, None]
+    assert [row["gradient_share"] for row in rows] == [None, pytest.approx(0.36), pytest.approx(0.64), None]
+    assert [row["gradient_nonfinite"] for row in rows] == [0, 0, 7, 2]
+    assert {name: rows[2][name] for name in deep} == deep
+    assert {name: rows[1][name] for name in deep} == dict.fromkeys(deep) | {"gradient_nonfinite": 0}
+    assert all(row["arm"] == "policy" for row in rows)
+
+
 def test_reward_parts(record):
     path, db = record
     parts = ("gain", "rent", "shaping", "attribution", "drip", "escrow", "sparse", "penalty")

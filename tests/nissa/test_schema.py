@@ -12,7 +12,7 @@ from helpers.run_stores import DECISION, EPISODE, ROUND, RUN, empty_database, in
 
 SCHEMA = files("esper.nissa").joinpath("schema.sql").read_text()
 TABLES = {
-    *("run", "gate_check", "round", "head", "episode", "decision", "slot", "transition", "contribution"),
+    *("run", "gate_check", "round", "head", "layer", "episode", "decision", "slot", "transition", "contribution"),
     *("incident", "timing", "machine"),
 }
 SELF_EXPLAINING = {
@@ -35,6 +35,7 @@ SELF_EXPLAINING = {
     *("val_accuracy", "test_accuracy", "policy_loss", "value_loss", "policy_learning_rate"),
     # Explained with the first of their group.
     *("gradient_norm", "gradient_ratio", "alpha_distance"),
+    *("activation_mean", "activation_largest", "activation_nonfinite"),
     *("p_slot", "p_blueprint", "p_style", "p_tempo", "p_alpha_target", "p_alpha_speed", "p_alpha_curve"),
 }
 """Columns that may stand without a comment; a new one is either commented or put here on purpose."""
@@ -152,10 +153,12 @@ TRANSITION = {
     **{"before": "CULLED", "after": "EMBARGOED", "allowed": 1},
 }
 HEAD = {"round": 0, "head": "OP", "used_decisions": 1, "choice_decisions": 1, "entropy": 1.0}
+LAYER = {"round": 0, "position": 0, "layer": "op_head", "gradient_nonfinite": 0}
 GOOD = {
     "run": {**RUN, **START, **COUNTS},
     "round": {"round": 0, **ROUND, "val_accuracy": 1.0},
     "head": HEAD,
+    "layer": LAYER,
     "episode": {"round": 0, "row": 0, **EPISODE, "test_accuracy": 0.57},
     "decision": {"round": 0, "decision": 0, "row": 0, **DECISION, "val_accuracy": 0.0},
     "slot": SLOT,
@@ -180,6 +183,8 @@ def test_a_good_row_is_taken(name):
         ("round", {"rows": "many"}),
         ("round", {"rows": 1.5}),
         ("head", {"entropy": 1.6}),
+        ("layer", {"gradient_nonfinite": 0.5}),
+        ("layer", {"activation_nonfinite": 0.5}),
         ("episode", {"val_accuracy": 57}),
         ("episode", {"test_accuracy": -0.1}),
         ("episode", {"status": "rolled_back"}),

@@ -197,7 +197,10 @@ def counting(patch: pytest.MonkeyPatch) -> list[str]:
     return reads
 
 
-@pytest.mark.parametrize("changes", [{}, {"epochs": 1, "minibatches": 1}, {"ratio": "per-head", "advantage": "group"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"epochs": 1, "minibatches": 1}, {"ratio": "per-head", "advantage": "group"}, {"record_layers": True}],
+)
 @pytest.mark.parametrize("limit", [1e-9, FAR])
 def test_one_transfer_for_each_update(monkeypatch: pytest.MonkeyPatch, changes, limit: float) -> None:
     policy = small_policy()
@@ -232,11 +235,12 @@ class Waiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_no_operation_needs_a_number_from_the_device() -> None:
+@pytest.mark.parametrize("record_layers", [False, True])
+def test_no_operation_needs_a_number_from_the_device(record_layers: bool) -> None:
     """A boolean index has a size that only the device knows: on a GPU each is a transfer of its own."""
     policy = small_policy()
     rollout = random_rollout(policy, lengths=LENGTHS)
-    agent = PPOAgent(policy, PPOConfig(target_kl=FAR), 0)
+    agent = PPOAgent(policy, PPOConfig(target_kl=FAR, record_layers=record_layers), 0)
     with Waiting() as waiting:
         agent.update(rollout)
     assert waiting.found == []

@@ -198,7 +198,7 @@ def test_coalitions_of_several_rows(tmp_path):
 
 # Levels.
 
-TABLES = ("gate_check", "round", "head", "episode", "transition", "contribution", "decision", "slot")
+TABLES = ("gate_check", "round", "head", "layer", "episode", "transition", "contribution", "decision", "slot")
 
 
 def test_lean_leaves_out_single_decisions_and_nothing_else(tmp_path, policy):
@@ -215,7 +215,7 @@ def test_lean_leaves_out_single_decisions_and_nothing_else(tmp_path, policy):
     assert full["slot"]
     assert lean["decision"] == lean["slot"] == []
     assert full["transition"]
-    for name in ("gate_check", "round", "head", "episode", "transition", "contribution"):
+    for name in ("gate_check", "round", "head", "layer", "episode", "transition", "contribution"):
         assert lean[name] == full[name], name
 
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,26 @@ def test_rounds_selections_and_the_judgement_are_recorded(ask):
     assert rounds == [learning, learning, greedy, learning, greedy, ("test", "greedy", 0, 9, 8, 1)]
     assert ask("SELECT count(*) FROM decision") == [(6 * 9 * 8,)]
     assert ask("SELECT count(*), count(DISTINCT head) FROM head") == [(3 * 8, 8)]
+
+
+def test_layers_are_recorded_where_it_is_asked_for(trained, ask, tmp_path):
+    assert ask("SELECT count(*) FROM layer") == [(0,)]
+    lines, training, _ = train(tmp_path, configured(ppo={"record_layers": True}), store=True, stop_after=2)
+    # Nothing else has changed.
+    for line, plain in zip(lines, trained[1][:2], strict=True):
+        theirs = facts(line) | {"update": replace(line.update, layers={})}
+        assert repr(theirs) == repr(facts(plain))
+    with closing(sqlite3.connect(tmp_path / "run.sqlite")) as db:
+        db.row_factory = sqlite3.Row
+        rows = [dict(row) for row in db.execute("SELECT * FROM layer ORDER BY round, position")]
+    told = [(0, lines[0].update.layers), (1, lines[1].update.layers)]
+    expected = [
+        {"round": number, "position": position, "layer": name, **vars(layer)}
+        for number, layers in told
+        for position, (name, layer) in enumerate(layers.items())
+    ]
+    assert rows == [{key: None if value != value else value for key, value in row.items()} for row in expected]
+    assert len(rows) == 2 * len({name.rpartition(".")[0] for name, _ in training.policy.named_parameters()})
 
 
 def test_the_recorded_reward_is_the_one_that_was_learned_from(trained, ask):

@@ -199,6 +199,8 @@ class PPOConfig(Frozen):
     """Weight of the squared error of the critic, in standard deviations."""
     policy_clip_norm: Rate = 0.5
     """Largest norm of the gradient of the policy network."""
+    record_layers: bool = False
+    """Record gradients and activations of every layer of the policy network with each update."""
 
 
 class RecordConfig(Frozen):

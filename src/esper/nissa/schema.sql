@@ -94,6 +94,23 @@ CREATE TABLE head (
     PRIMARY KEY (round, head)
 ) STRICT, WITHOUT ROWID;
 
+-- What a layer of the policy network did in one update (--record-layers): a module with parameters of its own. Over all
+-- minibatches before the early stop, those that were not taken included.
+CREATE TABLE layer (
+    round INTEGER NOT NULL,
+    position INTEGER NOT NULL,              -- in the order of the network
+    layer TEXT NOT NULL,                    -- its name there, such as encoder.0.linear1
+    gradient_norm REAL,                     -- before clipping, mean over minibatches; NULL: never finite
+    gradient_largest REAL,                  -- absolute value, the largest of all that is finite
+    gradient_nonfinite INTEGER NOT NULL,    -- entries, summed over minibatches
+    -- The same of what it gave out, decisions that were not made included; NULL: not measured, or never finite.
+    activation_mean REAL,
+    activation_deviation REAL,              -- standard deviation over the entries of one output
+    activation_largest REAL,
+    activation_nonfinite INTEGER,
+    PRIMARY KEY (round, position)
+) STRICT, WITHOUT ROWID;
+
 -- One host from initialisation to its end.
 CREATE TABLE episode (
     round INTEGER NOT NULL,

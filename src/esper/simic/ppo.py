@@ -3,16 +3,18 @@
 Whether to take a step is decided on the device: one that would follow a KL divergence beyond the limit, or a gradient
 that is not finite, is worked out and not taken (`found_inf` of torch's fused Adam, which GradScaler uses likewise).
 
-Shapes: T decisions, R rows, H heads, E epochs, K measures.
+Shapes: T decisions, R rows, H heads, E epochs, K measures, P parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
 
 from esper.leyline.actions import HEAD_COUNT, HEADS_OF_OP, Head, Op
 from esper.leyline.config import PPOConfig
@@ -20,6 +22,7 @@ from esper.leyline.errors import EsperError
 from esper.leyline.streams import Stream
 from esper.leyline.transfer import Cargo, Parcel, deliver
 from esper.simic.advantages import generalized_advantages, group_advantages
+from esper.simic.layers import LayerProbe, LayerReport, layers_of_parameters
 from esper.simic.rollout import Rollout
 from esper.tamiyo.policy.distribution import raise_flag
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
@@ -29,6 +32,8 @@ LARGEST_LOG_RATIO = 20.0
 ADAM_EPSILON = 1e-5
 MOST_SKIPPED_UPDATES = 3
 """Updates in a row with a minibatch that was not finite, after which the run ends."""
+MOST_NAMES = 3
+"""Layers that its last words name."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class UpdateReport:
         Of the returns by the values of the rollout, so of the critic before this update; NaN where all are equal.
     heads
         By head.
+    layers
+        By layer, in the network's order; empty unless `record_layers`.
     """
 
     epochs: int
@@ -73,6 +80,7 @@ class UpdateReport:
     gradient_norm: float
     explained_variance: float
     heads: dict[str, HeadReport]
+    layers: dict[str, LayerReport]
 
 
 _MEANS = ("kl_nats", "clip_share", "policy_loss", "value_loss", "entropy", "gradient_norm")
@@ -106,7 +114,11 @@ class PPOAgent:
             "means_EK": torch.zeros(config.epochs, len(_MEANS), dtype=torch.float64, device=device),
             # Entropy, divergence and number of choices of each head, summed over decisions.
             "heads_E3H": torch.zeros(config.epochs, 3, HEAD_COUNT, dtype=torch.float64, device=device),
+            # Minibatches in which the gradient of a parameter was not finite.
+            "wild_P": torch.zeros(len(self._parameters), dtype=torch.int64, device=device),
         }
+        self._layers_P = layers_of_parameters(policy)
+        self._probe = LayerProbe(policy) if config.record_layers else None
         self._used_OH = _USED_OH.to(device)
         self._stopped = torch.zeros((), dtype=torch.bool, device=device)
         self._entropy_weight = config.entropy_weight
@@ -166,26 +178,38 @@ class PPOAgent:
         flag = torch.zeros((), dtype=torch.int64, device=self._stopped.device)
         learners_N = rollout.learners_N
         number = torch.full((1,), self.updates, device=learners_N.device)
-        for epoch in range(config.epochs):
-            order_N = self._stream.permutations(number, torch.full_like(number, epoch), len(learners_N))[0]
-            for rows in learners_N[order_N].chunk(min(config.minibatches, len(learners_N))):
-                seen = self._step(rollout, rows, advantage_TR[:, rows], target_TR[:, rows], epoch)
-                flag = flag if seen is None else torch.maximum(flag, seen)
+        with nullcontext() if self._probe is None else self._probe.watching():
+            for epoch in range(config.epochs):
+                order_N = self._stream.permutations(number, torch.full_like(number, epoch), len(learners_N))[0]
+                for rows in learners_N[order_N].chunk(min(config.minibatches, len(learners_N))):
+                    seen = self._step(rollout, rows, advantage_TR[:, rows], target_TR[:, rows], epoch)
+                    flag = flag if seen is None else torch.maximum(flag, seen)
         self.updates += 1
         self._observe(rollout)
         learned_TR = rollout.made_TR & rollout.learns_R
         used_H = (self._used_OH[rollout.action_TRH[..., Head.OP]] & learned_TR[..., None]).sum((0, 1))
-        parcel = Parcel.pack({**self._totals, "explained": explained, "flag": flag, "used_H": used_H})
+        of_layers = {} if self._probe is None else self._probe.totals
+        parcel = Parcel.pack({**self._totals, **of_layers, "explained": explained, "flag": flag, "used_H": used_H})
         (cargo,) = deliver(parcel)
         raise_flag(int(cargo["flag"]))
-        report = _report(cargo)
+        report = _report(cargo, {} if self._probe is None else self._probe.report(cargo))
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if report.skipped_minibatches else 0
         if self._skipped_in_a_row >= MOST_SKIPPED_UPDATES:
             raise EsperError(
                 f"policy: minibatches of {MOST_SKIPPED_UPDATES} updates in a row were not finite; "
-                "the policy has diverged: lower --policy-rate or go back to an earlier checkpoint"
+                f"the policy has diverged ({self._culprits(cargo)}): "
+                "lower --policy-rate or go back to an earlier checkpoint"
             )
         return report
+
+    def _culprits(self, cargo: Cargo) -> str:
+        """Say in which layers the gradient was not finite in this update."""
+        wild = [layer for layer, count in zip(self._layers_P, cargo["wild_P"], strict=True) if count]
+        if not wild:
+            return "the loss or the norm, though no layer's gradient"
+        names = list(dict.fromkeys(wild))
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        return f"the gradient of {', '.join(names[:MOST_NAMES])}{more}"
 
     @torch.no_grad()
     def _observe(self, rollout: Rollout) -> None:
@@ -231,7 +255,12 @@ class PPOAgent:
         loss = policy_loss + config.value_weight * value_loss - self._entropy_weight * freedom
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, config.policy_clip_norm)
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norms_P = torch.stack(torch._foreach_norm(gradients))
+        if self._probe is not None:
+            self._probe.add(gradients, norms_P, ~self._stopped)
+        norm = torch.linalg.vector_norm(norms_P)
+        clip_grads_with_norm_(self._parameters, config.policy_clip_norm, norm)
         with torch.no_grad():
             kl_TRH = _divergence(log_ratio_TRH)
             joint_TR = _divergence(log_ratio_TRH.sum(-1))
@@ -248,6 +277,7 @@ class PPOAgent:
             sums = (judged.entropy_TRH * choice_TRH, kl_TRH * free_TR[..., None], choice_TRH.float())
             heads_3H = torch.stack([part.sum((0, 1)) for part in sums])
             self._totals["heads_E3H"][epoch] += heads_3H.masked_fill(~counted, 0.0)
+            self._totals["wild_P"] += ~norms_P.isfinite() & running
         self.optimizer.step()
         return judged.flag
 
@@ -291,7 +321,7 @@ def _variance(values: Tensor, counts: Tensor) -> Tensor:
     return _mean((values - _mean(values, counts)).square(), counts)
 
 
-def _report(cargo: Cargo) -> UpdateReport:
+def _report(cargo: Cargo, layers: dict[str, LayerReport]) -> UpdateReport:
     """Read what arrived: counts over the whole update, means of the last pass that judged anything."""
     counts_EK, nan = cargo["counts_EK"], float("nan")
     judged_E = counts_EK[:, _COUNTS.index("judged")]
@@ -317,5 +347,6 @@ def _report(cargo: Cargo) -> UpdateReport:
         stopped_early=bool(total["stopped"]),
         explained_variance=float(cargo["explained"]),
         heads=heads,
+        layers=layers,
         **dict(zip(_MEANS, means, strict=True)),
     )

@@ -26,6 +26,7 @@ from esper.nissa.store import RunStore
 from esper.nissa.writer import Change, Rows
 from esper.simic.columns import Columns, decision_columns, merge, or_null, slot_columns, transition_columns
 from esper.simic.episode import Episode, Step
+from esper.simic.layers import LayerReport
 from esper.simic.ppo import HeadReport, UpdateReport
 from esper.simic.story import transitions_of
 
@@ -135,12 +136,16 @@ class RoundRecorder:
 
     def update(self, report: UpdateReport, seconds: float, rate: float) -> None:
         """Record the policy update after the round."""
-        facts = {field.name: getattr(report, field.name) for field in fields(report) if field.name != "heads"}
+        parts = ("heads", "layers")
+        facts = {field.name: getattr(report, field.name) for field in fields(report) if field.name not in parts}
         facts |= {"stopped_early": int(report.stopped_early), "update_s": seconds, "policy_learning_rate": rate}
         heads = {"round": self._number, "head": list(report.heads)}
         heads |= {f.name: [getattr(head, f.name) for head in report.heads.values()] for f in fields(HeadReport)}
-        writes: list[Rows | Change] = [Change("round", facts, {"round": self._number}), Rows("head", heads)]
-        self._store.add(1 + len(report.heads), lambda: writes)
+        layers = {"round": self._number, "position": list(range(len(report.layers))), "layer": list(report.layers)}
+        layers |= {f.name: [getattr(layer, f.name) for layer in report.layers.values()] for f in fields(LayerReport)}
+        changed = Change("round", facts, {"round": self._number})
+        writes: list[Rows | Change] = [changed, Rows("head", heads), Rows("layer", layers)]
+        self._store.add(1 + len(report.heads) + len(report.layers), lambda: writes)
 
     def coalitions(self, row: np.ndarray, enabled: np.ndarray, loss_K: Tensor, examples: int) -> None:
         """Record losses [K] of rows [K] with sets of their seeds [K, S]."""
