@@ -1,0 +1,172 @@
+"""The comparison: who plays what, on which starts, and what the differences are."""
+
+import numpy as np
+import pytest
+import torch
+
+from esper.exam.compare import (
+    BY_CONTEXT,
+    BY_PRICE,
+    CONTROLS,
+    NEVER,
+    SINGLE,
+    Arm,
+    Score,
+    _control,
+    arms,
+    compare,
+    differences,
+)
+from esper.exam.grid import CHOICE_STARTS, EXAM_STARTS, grid
+from esper.leyline.actions import Blueprint
+from esper.leyline.config import CompareConfig
+from esper.simic.contexts import MOST_ROUNDS, STARTS_OF_ROUND
+from esper.simic.train import FINAL_STARTS, SELECTION_STARTS
+from esper.tolaria.evaluation import evaluate
+from helpers.exams import NOISE, PRICES, RATES, WIDTHS, WORLD, exam_tasks, small_headroom
+from helpers.rollouts import small_policy
+
+STARTS = 3
+SHAPE = (len(WIDTHS), STARTS, len(RATES) * len(NOISE), len(PRICES))
+
+
+def configured(**more):
+    told = {**WORLD, "headroom": "h", "policies": ("p",), "starts": STARTS, **more}
+    return CompareConfig.model_validate(told)
+
+
+@pytest.fixture(scope="module")
+def played():
+    """Every arm of two untrained policies, and the last episode of each arm and width."""
+    episodes = {}
+
+    def keep(episode, arm):
+        episodes.setdefault(arm, []).append(episode)
+
+    players = arms(PRICES, small_headroom(), [small_policy(0), small_policy(1)])
+    scores = dict(compare(configured(), exam_tasks(), players, recorder=keep))
+    return scores, episodes, players
+
+
+def test_every_arm_plays_every_context(played):
+    scores, episodes, players = played
+    ways = [f"policy {n}, {way}" for n in (0, 1) for way in ("greedy", "drawing")]
+    assert list(scores) == [*CONTROLS, SINGLE, BY_PRICE, BY_CONTEXT, *ways] == [arm.name for arm in players]
+    for name, score in scores.items():
+        for values in vars(score).values():
+            assert values.shape == SHAPE
+            assert np.isfinite(values).all(), name
+        assert len(episodes[name]) == len(WIDTHS)
+
+
+def test_all_start_alike_and_nobody_else_starts_there(played):
+    _, episodes, _ = played
+    ids = [{*episode.contexts.start_id_R.tolist()} for of in episodes.values() for episode in of]
+    assert all(one == {EXAM_STARTS, EXAM_STARTS + 1, EXAM_STARTS + 2} for one in ids)
+    # Rounds of training, selection and judgement, schedules, exams: one behind the other.
+    firsts = [0, SELECTION_STARTS, CHOICE_STARTS // STARTS_OF_ROUND, FINAL_STARTS, EXAM_STARTS // STARTS_OF_ROUND]
+    assert firsts == sorted(set(firsts))
+    assert firsts[-1] < MOST_ROUNDS
+
+
+def test_what_an_arm_scores_is_its_lead_over_growing_nothing_less_rent(played):
+    scores, episodes, _ = played
+    width, task = 1, exam_tasks()[1]
+    never, policy = (episodes[name][width].population for name in (NEVER, "policy 1, greedy"))
+    never_KC1 = evaluate(never, task.data.test).loss_R.double().view(*SHAPE[1:3], 1)
+    own_KCP = evaluate(policy, task.data.test).loss_R.double().view(SHAPE[1:])
+    slots = policy.slots
+    added_KCP = (slots.parameters * (slots.alpha > 0)).sum(1).view(SHAPE[1:])
+    rent_KCP = torch.tensor(PRICES) * torch.log1p(added_KCP / task.host.body.parameter_count)
+    score = scores["policy 1, greedy"]
+    np.testing.assert_allclose(score.gain[width], never_KC1 - own_KCP, atol=1e-6)
+    np.testing.assert_allclose(score.net[width], never_KC1 - own_KCP - rent_KCP, atol=1e-6)
+    np.testing.assert_array_equal(score.added[width], added_KCP)
+    np.testing.assert_allclose(score.by_start(), score.net.mean((0, 2, 3)))
+    assert (scores[NEVER].net == 0).all()
+
+
+def test_who_does_not_see_the_price_pays_it_all_the_same(played):
+    scores, episodes, _ = played
+    for name in ("random", SINGLE):
+        score = scores[name]
+        assert episodes[name][0].population.rows == STARTS * 4
+        np.testing.assert_array_equal(score.gain[..., 0], score.gain[..., 1])
+        assert (score.net[..., 1] < score.net[..., 0])[score.added[..., 0] > 0].all()
+    assert episodes[BY_PRICE][0].population.rows == STARTS * 4 * len(PRICES)
+    prices_R = episodes["policy 0, drawing"][0].contexts.price_R
+    assert torch.equal(prices_R.view(SHAPE[1:])[0, 0], torch.tensor(PRICES))
+
+
+def test_schedules_are_those_that_were_best_on_other_starts(played):
+    """What grew in each context is the plan that the table says."""
+    _, episodes, _ = played
+    table = small_headroom()
+    mean_WCPN = np.stack([table.net(price).mean(1) for price in PRICES], 2)
+    best = {
+        SINGLE: np.broadcast_to(mean_WCPN.mean((0, 1, 2)).argmax(), (*SHAPE[:1], *SHAPE[2:3], 1)),
+        BY_PRICE: np.broadcast_to(mean_WCPN.mean((0, 1)).argmax(1), (*SHAPE[:1], *SHAPE[2:])),
+        BY_CONTEXT: mean_WCPN.argmax(3),
+    }
+    for name, plan_WCP in best.items():
+        for width, episode in enumerate(episodes[name]):
+            planned = [table.plans[n] for n in np.tile(plan_WCP[width].flatten(), STARTS)]
+            for row, plan in enumerate(planned):
+                grown = episode.population.slots.blueprint[row].tolist()
+                for slot, blueprint in enumerate(plan.blueprints):
+                    # A late plan may end before its last slot was sown; nothing else ever grows.
+                    assert grown[slot] == int(blueprint) or (grown[slot] == Blueprint.NOOP and plan.start > 0)
+
+
+def test_the_same_exam_again_is_the_same():
+    players = [Arm(name, _control(name)) for name in (NEVER, "random")]
+    one, other = (dict(compare(configured(starts=2), exam_tasks(), players))["random"] for _ in range(2))
+    assert (one.net == other.net).all()
+
+
+def test_progress_goes_from_nothing_to_all():
+    told = []
+    players = [Arm(NEVER, _control(NEVER)), Arm("heuristic", _control("heuristic"), sees_price=True)]
+    list(compare(configured(starts=2), exam_tasks(), players, told=lambda name, share: told.append((name, share))))
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+    # Two widths of twelve decisions, and the second arm takes two prices as long.
+    assert [name for name, _ in told] == [NEVER] * 24 + ["heuristic"] * 24
+    assert shares[23] == pytest.approx(1 / 3)
+
+
+def score_of(*by_start):
+    net = np.array(by_start)[None, :, None, None] * np.ones((1, 1, 1, 2))
+    return Score(net, net, net, net)
+
+
+def test_differences_are_paired_by_start():
+    """Starts differ by more than arms do; the difference is .1 on every start, so that its interval has no width."""
+    scores = {
+        NEVER: score_of(0.0, 0.0, 0.0),
+        "heuristic": score_of(1.0, 5.0, 9.0),
+        "policy 0, greedy": score_of(1.1, 5.1, 9.1),
+        "policy 0, drawing": score_of(1.0, 5.0, 8.0),
+        "policy 1, greedy": score_of(1.3, 5.3, 9.3),
+    }
+    found = differences(scores)
+    # Only what there are several of is averaged.
+    assert list(found) == [*list(scores)[2:], "mean of 2 policies, greedy"]
+    assert found["policy 0, greedy"]["heuristic"].low == pytest.approx(0.1)
+    assert found["mean of 2 policies, greedy"]["heuristic"].mean == pytest.approx(0.2)
+    assert not found["policy 0, drawing"]["heuristic"].excludes_zero
+    assert found["policy 1, greedy"][NEVER].mean == pytest.approx(5.3)
+
+
+def test_a_grid_has_every_combination_once():
+    config = configured().contexts
+    contexts = grid(config, torch.tensor([7, 9]), PRICES, 3)
+    rows = list(
+        zip(*(getattr(contexts, f"{n}_R").tolist() for n in ("start_id", "rate", "noise", "price")), strict=True)
+    )
+    assert len(rows) == 2 * 4 * 2 * 3
+    assert len(set(rows)) == 2 * 4 * 2
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+    assert contexts.grows_R.all()
+    assert torch.equal(contexts.twin_R, torch.arange(48))
