@@ -251,3 +251,22 @@ def test_the_rate_of_a_row_is_the_rate_it_trains_with(rate):
     theirs = episode.population.hosts.theta.detach()
     assert torch.equal(ours[1], theirs[1])
     assert not torch.equal(ours[0], theirs[0])
+
+
+def test_groups_of_another_population_come_first():
+    """Five groups behind three of another population are the last five of eight."""
+    whole, rest = draw(4, 8, 2), draw_contexts(DEFAULT, 0, 4, 5, 2, first=3)
+    for name in ("start_id_R", "price_R", "rate_R", "noise_R"):
+        assert torch.equal(getattr(whole, name)[6:], getattr(rest, name))
+    assert torch.equal(rest.group_R, draw(4, 5, 2).group_R)
+    with pytest.raises(ValueError, match=r"round 0 of 4097 groups; at most"):
+        draw_contexts(DEFAULT, 0, 0, 4095, 1, first=2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_price_changes_nothing_else(share):
+    whole, part = draw(groups=30), draw_contexts(DEFAULT, 0, 0, 30, 3, price_share=share)
+    torch.testing.assert_close(part.price_R, share * whole.price_R)
+    for field in fields(Contexts):
+        if field.name != "price_R":
+            assert torch.equal(getattr(part, field.name), getattr(whole, field.name))

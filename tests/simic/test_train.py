@@ -9,6 +9,8 @@ import torch
 
 from esper.leyline.config import TrainConfig
 from esper.nissa.store import RunStore
+from esper.simic.checkpoint import load_learner
+from esper.simic.ppo import PPOAgent
 from esper.simic.recorder import run_columns
 from esper.simic.run_folder import BEST_POLICY, LAST_POLICY
 from esper.simic.train import FINAL_STARTS, PolicyTraining
@@ -177,3 +179,49 @@ def test_worth_is_measured_against_the_twin_on_its_split(tmp_path):
     learners = [row for row in range(8) if row % 4]
     gains = [float(loss_R[row // 4 * 4] - loss_R[row]) for row in learners]
     assert worth.gain_nats == pytest.approx(sum(gains) / len(gains), abs=1e-6)
+
+
+def test_prices_rise_over_the_first_rounds_and_selection_pays_them_in_full(tmp_path):
+    contexts = {"prices": (0.2,), "learning_rates": (0.01,), "label_noise": (0.0,), "price_warmup": 0.5}
+    train(tmp_path, configured(contexts=contexts, rounds=4, select_every=1), store=True, stop_after=4)
+    with closing(sqlite3.connect(tmp_path / "run.sqlite")) as db:
+        paid = db.execute("SELECT DISTINCT purpose, round, price_nats FROM episode JOIN round USING (round)").fetchall()
+    # Half of four rounds: 0, a half, then all; selection and judgement always all.
+    assert [price for purpose, _, price in sorted(paid) if purpose == "train"] == pytest.approx([0, 0.1, 0.2, 0.2])
+    assert {price for purpose, _, price in paid if purpose != "train"} == {0.2}
+
+
+def test_without_a_warmup_prices_are_paid_from_the_start(tmp_path):
+    contexts = {"prices": (0.2,), "price_warmup": 0.0}
+    _, training, _ = train(tmp_path, configured(contexts=contexts), stop_after=1)
+    assert training.environment.contexts.price_R.tolist() == pytest.approx([0.2] * 8)
+
+
+def test_hosts_of_two_widths_are_two_rounds_of_the_record_and_one_of_learning(tmp_path):
+    config = configured(contexts={"host_widths": (1.0, 0.5)}, select_every=1)
+    lines, training, worth = train(tmp_path, config, store=True, stop_after=2)
+    assert [line.episodes for line in lines] == [6, 6]
+    with closing(sqlite3.connect(tmp_path / "run.sqlite")) as db:
+        rounds = db.execute("SELECT round, purpose, rows, kl_nats IS NOT NULL FROM round ORDER BY round").fetchall()
+        sizes = dict(db.execute("SELECT round, max(host_parameters) FROM episode GROUP BY round"))
+        ((mean,),) = db.execute("SELECT avg(reward) FROM episode WHERE round IN (4, 5) AND twin_row IS NOT NULL")
+        ((judged,),) = db.execute("""
+            SELECT avg(t.test_loss_nats - e.test_loss_nats - e.rent_nats) FROM episode AS e
+            JOIN episode AS t ON t.round = e.twin_round AND t.row = e.twin_row WHERE e.round IN (8, 9)""")
+    kinds = ["train", "train", "selection", "selection", "train", "train", "selection", "selection", "test", "test"]
+    # The update comes after both.
+    assert rounds == [(n, kind, 4, int(kind == "train" and n % 2)) for n, kind in enumerate(kinds)]
+    wide, narrow = (part.task.host.body.parameter_count for part in training.environment.parts)
+    assert wide > narrow
+    assert [sizes[n] for n in range(10)] == [wide, narrow] * 5
+    assert mean == pytest.approx(lines[1].return_mean, abs=1e-6)
+    assert judged == pytest.approx(worth.net_nats, abs=1e-5)
+
+
+def test_what_is_kept_of_the_learner_goes_on(trained):
+    folder, lines, training, _ = trained
+    policy = load_policy(folder / LAST_POLICY)
+    agent = PPOAgent(policy, training.config.ppo, training.config.seed)
+    assert load_learner(agent, folder / LAST_POLICY) == len(lines)
+    for name, tensor in agent.state()[0].items():
+        assert torch.equal(tensor, training.agent.state()[0][name]), name

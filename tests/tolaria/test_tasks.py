@@ -47,7 +47,7 @@ def test_unknown_task(look_up, name):
 def test_shapes_and_splits(name, which):
     task = load_task(name, which)
     assert task.config is TASKS[name]
-    assert task.host.config is TASKS[name].host_config(which)
+    assert task.host.config == TASKS[name].host_config(which)
     assert task.host.example == EXAMPLE[name]
     assert task.data.classes == 10
     for part, size in zip(PARTS, SIZES[TASKS[name].dataset], strict=True):
@@ -128,3 +128,13 @@ def test_device_and_dtype():
         split = getattr(data, part)
         assert split.x.device.type == split.y.device.type == "meta"
         assert (split.x.dtype, split.y.dtype) == (torch.float64, torch.int64)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("width", [0.1, 0.5, 2.0])
+def test_hosts_come_in_other_widths(name: str, width: float) -> None:
+    task, scaled = load_task(name, "impaired"), load_task(name, "impaired", width=width)
+    wanted = [max(1, round(width * w)) for w in task.host.config.widths]
+    assert [site.width for site in scaled.host.slot_config.sites] == wanted
+    assert scaled.host.config.model_copy(update={"widths": task.host.config.widths}) == task.host.config
+    assert torch.equal(scaled.data.train.x, task.data.train.x)

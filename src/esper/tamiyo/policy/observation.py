@@ -20,6 +20,8 @@ from esper.leyline.stages import ADVANCE_TARGET, FOSSILIZABLE_STAGES, OCCUPIED_S
 from esper.leyline.view import PopulationView
 from esper.tamiyo.policy.features import HISTORY, OBSERVED_STAGES
 
+_SMALL_CHANGE = 0.02
+"""Nats, from which on prices are told apart by their ratio."""
 _SMALL, _LARGE, _DECADES = 1e-6, 1e6, 6.0
 """Limits of a gradient statistic, and their logarithm to the base 10."""
 
@@ -148,8 +150,8 @@ class Observer:
                 table["occupied"][slots.stage].mean(1),
                 table["committed"][slots.stage].mean(1),
                 growth_R,
-                view.price_R,
-                view.price_R * growth_R,
+                _money(view.price_R),
+                _money(view.price_R * growth_R),
             ),
             1,
         )
@@ -173,6 +175,11 @@ class Observer:
         known_R = (op_R >= 0) & (op_R < len(Op))
         op_RO = self._table["op"][op_R.clamp(0, len(Op) - 1)] * known_R[:, None]
         return torch.cat((op_RO, outcome.float()), 1)
+
+
+def _money(nats_R: Tensor) -> Tensor:
+    """Spread out what is small: whether a price is 0.05 or 0.1 matters as much as whether it is 0.5 or 1."""
+    return (nats_R / _SMALL_CHANGE).log1p()
 
 
 def _measured(*quantities: Tensor) -> tuple[Tensor, Tensor]:
