@@ -1,32 +1,25 @@
-"""Learning to grow: where the time of a round goes, advantages, the policy update, memory.
+"""Learning to grow: where the time of a round goes, advantages, the policy update.
 
     python benchmarks/learning.py
 
 One thread. A round of 128 rows of the impaired MLP at default settings, cut to 12 decisions, an untrained policy;
 "outside" is everything but training updates and evaluation: observing, masking, deciding, gates, rewards, recording.
-Memory is the resident size of the process over rounds of a small task.
 """
 
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
-import psutil
 import torch
 from common import alternate, report
 
 from esper.leyline.actions import HEAD_COUNT
-from esper.leyline.config import ContextConfig, ObjectiveConfig, PolicyConfig, PPOConfig, RunConfig, TrainConfig
+from esper.leyline.config import ContextConfig, ObjectiveConfig, PolicyConfig, PPOConfig, RunConfig
 from esper.leyline.slots import SlotTensors
-from esper.nissa.store import RunStore
 from esper.simic.advantages import generalized_advantages
 from esper.simic.collect import collect
 from esper.simic.environment import GrowthEnvironment
 from esper.simic.ppo import PPOAgent
-from esper.simic.recorder import run_columns
 from esper.simic.rollout import Rollout
-from esper.simic.train import PolicyTraining
 from esper.tamiyo.policy.action_masks import ActionMasks, compute_batch_masks
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.observation import Observation
@@ -34,7 +27,6 @@ from esper.tolaria.machine import tune_process
 from esper.tolaria.tasks import load_task
 
 ROWS, HORIZON, ROUNDS = 128, 12, 3
-SOAK = 50
 
 
 def line(what: str, measured: str, most: str, met: bool, more: str = "") -> dict[str, object]:
@@ -104,29 +96,9 @@ def learner_times() -> list[dict[str, object]]:
     ]
 
 
-def memory() -> dict[str, object]:
-    """Resident size over rounds of a small task."""
-    config = TrainConfig.model_validate(
-        {
-            **{"task": "mnist1d-mlp", "rounds": SOAK, "rows": 8, "group_size": 4, "select_every": 10},
-            "training": {"horizon": 8, "updates_per_decision": 1, "batch_size": 8},
-        }
-    )
-    process = psutil.Process()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with RunStore(folder / "run.sqlite", run_columns(config, "bench", 1)) as store:
-            training = PolicyTraining(config, [load_task(config.task, config.host, config.device)], folder, store)
-            sizes = [process.memory_info().rss / 1e6 for _ in training.run(lambda: False)]
-    early, late = statistics.median(sizes[10:20]), statistics.median(sizes[-10:])
-    growth = late / early - 1
-    more = f"{early:.0f} MB in rounds 11 to 20, {late:.0f} MB in the last ten"
-    return line(f"growth of memory over {SOAK} rounds", f"{growth:+.1%}", "2 %", growth <= 0.02, more)
-
-
 def main() -> None:
     tune_process(1)
-    lines = [memory(), *learner_times(), *round_shares()]
+    lines = [*learner_times(), *round_shares()]
     report("learning", lines, {"rows": ROWS, "decisions": HORIZON, "rounds": ROUNDS})
 
 

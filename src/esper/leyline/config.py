@@ -170,7 +170,7 @@ class ObjectiveConfig(Frozen):
 class PPOConfig(Frozen):
     """How a policy learns from a round: proximal policy optimization (Schulman et al. 2017)."""
 
-    policy_rate: Rate = 2e-3
+    policy_rate: Rate = 1e-3
     """Learning rate of the policy in the first round."""
     policy_final_share: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of that rate in the last round, reached linearly."""

@@ -29,6 +29,9 @@ def example_losses(logits: Tensor, target: Tensor) -> Tensor:
 class Trainer:
     """Makes the updates of a population.
 
+    Losses are never scaled: weights, gradients and moments are float32 or float64. An autocast to bfloat16 around the
+    passes needs no scaler, because bfloat16 has the exponents of float32; float16 would, and is not offered.
+
     Parameters
     ----------
     population
