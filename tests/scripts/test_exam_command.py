@@ -3,11 +3,13 @@
 import json
 import re
 import signal
+import sqlite3
 import subprocess
+import time
 
 import pytest
 
-from helpers.command import COMMAND, ENVIRONMENT, in_process, process, snapshot
+from helpers.command import COMMAND, ENVIRONMENT, in_process, snapshot
 from helpers.stored import column
 
 WORLD = (
@@ -22,6 +24,14 @@ def started(*arguments):
     return subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
+
+
+def begun(store):
+    """The first population has been recorded, so that ctrl-C is listened for."""
+    try:
+        return column(store, "SELECT count(*) FROM round") != [0]
+    except sqlite3.OperationalError:
+        return False
 
 
 def headroom(capsys, *more, out="table"):
@@ -139,14 +149,15 @@ def test_ctrl_c_ends_a_comparison_after_its_decision(home, capsys):
 
 
 def test_ctrl_c_ends_a_table(home):
-    told = ("exam", "headroom", *WORLD, "--starts", "500", "--out", "table")
+    told = ("exam", "headroom", *WORLD, "--starts", "500", "--record", "lean", "--out", "table")
     run = subprocess.Popen(
         [*COMMAND, *told], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    while not (home / "table" / "config.json").exists():
+    while not begun(home / "table" / "run.sqlite"):
         assert run.poll() is None, run.communicate()
+        time.sleep(0.1)
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=60)
     assert (run.returncode, err) == (130, "")
     assert "Stopped: a table of schedules is of use only when it is whole." in out
-    assert process("exam", "headroom", *WORLD, "--starts", "2", "--out", "table")[0] == 2
+    assert column(home / "table" / "run.sqlite", "SELECT status FROM run") == ["interrupted"]

@@ -182,8 +182,9 @@ def test_worth_is_measured_against_the_twin_on_its_split(tmp_path):
 
 
 def test_prices_rise_over_the_first_rounds_and_selection_pays_them_in_full(tmp_path):
-    contexts = {"prices": (0.2,), "learning_rates": (0.01,), "label_noise": (0.0,), "price_warmup": 0.5}
-    train(tmp_path, configured(contexts=contexts, rounds=4, select_every=1), store=True, stop_after=4)
+    contexts = {"prices": (0.2,), "learning_rates": (0.01,), "label_noise": (0.0,)}
+    config = configured(contexts=contexts, price_warmup=0.5, rounds=4, select_every=1)
+    train(tmp_path, config, store=True, stop_after=4)
     with closing(sqlite3.connect(tmp_path / "run.sqlite")) as db:
         paid = db.execute("SELECT DISTINCT purpose, round, price_nats FROM episode JOIN round USING (round)").fetchall()
     # Half of four rounds: 0, a half, then all; selection and judgement always all.
@@ -192,8 +193,7 @@ def test_prices_rise_over_the_first_rounds_and_selection_pays_them_in_full(tmp_p
 
 
 def test_without_a_warmup_prices_are_paid_from_the_start(tmp_path):
-    contexts = {"prices": (0.2,), "price_warmup": 0.0}
-    _, training, _ = train(tmp_path, configured(contexts=contexts), stop_after=1)
+    _, training, _ = train(tmp_path, configured(contexts={"prices": (0.2,)}, price_warmup=0.0), stop_after=1)
     assert training.environment.contexts.price_R.tolist() == pytest.approx([0.2] * 8)
 
 

@@ -10,7 +10,7 @@ Shapes: W widths, K starts, C conditions, P prices; R rows of a population.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -154,20 +154,21 @@ def compare(
     told
         Told, after every decision, the arm that plays and which share of all is done.
     """
-    contexts, device, horizon = config.contexts, config.device, config.training.horizon
-    start_K = EXAM_STARTS + torch.arange(config.starts, device=device)
+    contexts, horizon = config.contexts, config.training.horizon
+    start_K = EXAM_STARTS + torch.arange(config.starts, device=config.device)
     prices_P = np.array(contexts.prices)
-    share = [len(contexts.prices) if arm.sees_price else 1 for arm in players for _ in tasks]
-    done, never = 0, None
-    for arm in players:
+    cells = len(conditions(contexts))
+    # An arm that sees prices has so many times the rows, and takes about so many times as long.
+    sizes = [len(prices_P) if arm.sees_price else 1 for arm in players]
+    whole, before, never = sum(sizes) * len(tasks), 0, None
+    for arm, size in zip(players, sizes, strict=True):
         prices = contexts.prices if arm.sees_price else (0.0,)
         played: list[Played] = []
         for width, task in enumerate(tasks):
-            size = share[len(tasks) * players.index(arm) + width]
 
-            def each(decision: int, name: str = arm.name, before: int = done, size: int = size) -> None:
+            def each(decision: int, name: str = arm.name, before: int = before, size: int = size) -> None:
                 if told is not None:
-                    told(name, (before + size * decision / horizon) / sum(share))
+                    told(name, (before + size * decision / horizon) / whole)
 
             played.append(
                 play(
@@ -180,17 +181,15 @@ def compare(
                     told=each,
                 )
             )
-            done += size
-        shape = (len(tasks), config.starts, len(conditions(contexts)), len(prices))
+            before += size
         loss, accuracy, cost, added = (
-            np.stack([getattr(one, name) for one in played]).reshape(shape)
+            np.stack([getattr(one, name) for one in played]).reshape(len(tasks), config.starts, cells, len(prices))
             for name in ("loss", "accuracy", "cost", "added")
         )
         never = loss[..., :1] if never is None else never
-        gain = never - loss
-        full = (*shape[:3], len(prices_P))
-        score = Score(gain - prices_P * cost, gain, accuracy, added)
-        yield arm.name, replace(score, **{n: np.broadcast_to(v, full) for n, v in vars(score).items()})
+        of_prices = (*loss.shape[:3], len(prices_P))
+        gain, accuracy, added = (np.broadcast_to(values, of_prices) for values in (never - loss, accuracy, added))
+        yield arm.name, Score(gain - prices_P * cost, gain, accuracy, added)
 
 
 def differences(scores: Mapping[str, Score]) -> dict[str, dict[str, Interval]]:

@@ -114,5 +114,6 @@ def play(
     played = Played(*torch.stack([column_R.double() for column_R in columns]).cpu().numpy())
     if record is not None:
         record.decision(episode.step())
-        record.end("finished", {"test_loss_nats": played.loss, "test_accuracy": played.accuracy})
+        of_test = {"test_loss_nats": played.loss, "test_accuracy": played.accuracy}
+        record.end("finished", of_test if pick(task.data) is task.data.test else {})
     return played

@@ -18,6 +18,8 @@ import torch
 from esper.exam.grid import CHOICE_STARTS, conditions, grid, play
 from esper.exam.schedules import Plan, family, slots_of
 from esper.leyline.config import HeadroomConfig
+from esper.simic.episode import Episode
+from esper.simic.recorder import RoundRecorder
 from esper.tamiyo.controllers.schedule import ScheduleController
 from esper.tolaria.tasks import Task
 
@@ -83,13 +85,21 @@ class PriceLine:
     different: tuple[int, int]
 
 
-def measure(config: HeadroomConfig, tasks: list[Task], told: Callable[[float], None] | None = None) -> Headroom:
+def measure(
+    config: HeadroomConfig,
+    tasks: list[Task],
+    *,
+    recorder: Callable[[Episode], RoundRecorder | None] | None = None,
+    told: Callable[[float], None] | None = None,
+) -> Headroom:
     """Run every plan in every context: all plans and conditions of one start and width are one population.
 
     Parameters
     ----------
     tasks
         The task with a host of each width.
+    recorder
+        Makes what records each population; None: nothing does.
     told
         Told after every decision which share of all is done.
     """
@@ -115,6 +125,7 @@ def measure(config: HeadroomConfig, tasks: list[Task], told: Callable[[float], N
                 grid(config.contexts, start_K, (0.0,), len(plans)),
                 lambda _: ScheduleController(*repeated),
                 lambda data: data.selection,
+                recorder=recorder,
                 told=each,
             )
         )

@@ -136,8 +136,6 @@ class ContextConfig(Frozen):
 
     prices: tuple[NonNegative, ...] = Field(default=(0.0, 0.02, 0.05, 0.1), min_length=1)
     """Prices of added parameters (nats for each unit of ln(1 + added / host parameters)); the policy sees its own."""
-    price_warmup: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Share of the rounds in which prices rise from 0: first learn to grow, then to economise."""
     learning_rates: tuple[Rate, ...] = Field(default=(0.002, 0.005, 0.01), min_length=1)
     """Peak learning rates of hosts and seeds."""
     label_noise: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(default=(0.0, 0.2), min_length=1)
@@ -262,6 +260,8 @@ class TrainConfig(PopulationConfig):
     """Hosts that train at once."""
     group_size: Annotated[int, Field(ge=2)] = 8
     """Hosts that share a start and a context; the first of them is the twin that never grows."""
+    price_warmup: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of the rounds in which prices rise from 0: first learn to grow, then to economise."""
     select_every: Positive = 10
     """Rounds between two evaluations on the selection split; the best policy is kept."""
     contexts: ContextConfig = ContextConfig()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from esper.exam.saved import load_headroom, save_comparison, save_headroom
 from esper.exam.statistics import Interval, paired
 from esper.leyline.config import RUN_FOLDER, CompareConfig, HeadroomConfig, PopulationConfig, TrainConfig
 from esper.leyline.errors import EsperError
+from esper.nissa.store import RunStore
 from esper.scripts.errors import INTERRUPTED, validation_line
 from esper.scripts.running import Interrupt, open_store
 from esper.simic.episode import Episode
@@ -37,7 +39,7 @@ class _Stopped(Exception):
     """Ctrl-C was pressed."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress(interrupt: Interrupt) -> Iterator[Callable[[str, float], None]]:
     """Show what is being done and how long it will take; stop where ctrl-C asks for it."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
@@ -58,6 +60,20 @@ def _begin(config: PopulationConfig, widths: Sequence[float]) -> list[Task]:
     return [load_task(config.task, config.host, config.device, width=width) for width in widths]
 
 
+def _recorder(
+    store: RunStore | None, purpose: str, controller: Callable[[str], str]
+) -> Callable[[Episode, str], RoundRecorder | None]:
+    """Give what makes a recorder for each population of an arm, in the order in which they are played."""
+    number = itertools.count()
+
+    def make(episode: Episode, arm: str) -> RoundRecorder | None:
+        if store is None:
+            return None
+        return RoundRecorder(store, next(number), episode, purpose=purpose, arm=arm, controller=controller(arm))
+
+    return make
+
+
 def headroom(config: HeadroomConfig, *, out: Path | None, replace: bool) -> int:
     """Run the table of schedules in every context; give the exit code."""
     console = Console()
@@ -65,10 +81,20 @@ def headroom(config: HeadroomConfig, *, out: Path | None, replace: bool) -> int:
     path = out or RUN_FOLDER / f"headroom-{config.task}-{config.host}-seed{config.seed}"
     folder = RunFolder(path, config, replace=replace)
     interrupt = Interrupt()
-    try:
-        with interrupt.watching(), _progress(interrupt) as told:
-            table = measure(config, tasks, lambda share: told("schedules", share))
-    except _Stopped:
+    table: Headroom | None = None
+    planned = config.starts * len(tasks) * config.training.horizon
+    with open_store(folder, config, "exam headroom", planned) as store, interrupt.watching():
+        recorder = _recorder(store, "selection", lambda _: "schedule")
+        with contextlib.suppress(_Stopped), _progress(interrupt) as told:
+            table = measure(
+                config,
+                tasks,
+                recorder=lambda episode: recorder(episode, "schedules"),
+                told=lambda share: told("schedules", share),
+            )
+        if store is not None:
+            store.close("interrupted" if table is None else "finished")
+    if table is None:
         console.print("Stopped: a table of schedules is of use only when it is whole. Fewer --starts take less time.")
         return INTERRUPTED
     save_headroom(folder.path, table)
@@ -134,24 +160,18 @@ def comparison(folder: Path, policies: Sequence[Path], starts: int, *, out: Path
     interrupt = Interrupt()
     planned = len(players) * len(tasks) * config.training.horizon
     with open_store(made, config, "exam compare", planned) as store, interrupt.watching():
-        rounds = iter(range(len(players) * len(tasks)))
-
-        def recorder(episode: Episode, arm: str) -> RoundRecorder | None:
-            if store is None:
-                return None
-            controller = arm if arm in CONTROLS else POLICY if arm.startswith(POLICY) else "schedule"
-            return RoundRecorder(store, next(rounds), episode, purpose="test", arm=arm, controller=controller)
-
-        try:
-            with _progress(interrupt) as told:
-                for name, score in compare(config, tasks, players, recorder=recorder, told=told):
-                    scores[name] = score
-                    save_comparison(path, scores, differences(scores))
-        except _Stopped:
-            console.print(f"Stopped. The {len(scores)} arms that had ended are in {path / COMPARISON}.", soft_wrap=True)
+        recorder = _recorder(
+            store, "test", lambda arm: arm if arm in CONTROLS else POLICY if arm.startswith(POLICY) else "schedule"
+        )
+        with contextlib.suppress(_Stopped), _progress(interrupt) as told:
+            for name, score in compare(config, tasks, players, recorder=recorder, told=told):
+                scores[name] = score
+                save_comparison(path, scores, differences(scores))
+        stopped = len(scores) < len(players)
         if store is not None:
-            store.close("interrupted" if interrupt.asked else "finished")
-    if interrupt.asked:
+            store.close("interrupted" if stopped else "finished")
+    if stopped:
+        console.print(f"Stopped. The {len(scores)} arms that had ended are in {path / COMPARISON}.", soft_wrap=True)
         return INTERRUPTED
     _show_scores(console, scores, config)
     _show_differences(console, differences(scores))

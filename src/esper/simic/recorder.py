@@ -19,7 +19,7 @@ from torch import Tensor
 
 from esper.kasmina.blueprints.registry import seed_cost
 from esper.leyline.actions import Blueprint, Operator
-from esper.leyline.config import PopulationConfig, RunConfig
+from esper.leyline.config import PopulationConfig, RunConfig, TrainConfig
 from esper.leyline.stages import BLENDED_STAGES, Stage, stage_table
 from esper.nissa.machine import hardware, software
 from esper.nissa.store import RunStore
@@ -33,8 +33,8 @@ from esper.simic.story import transitions_of
 _BLENDED = stage_table(BLENDED_STAGES).numpy()
 
 
-LEARNING = "policy in training"
-"""Controller of a run that trains its own."""
+LEARNING, SEVERAL = "policy in training", "several"
+"""Controller of a run that trains its own, and of one that compares."""
 
 
 def run_columns(config: PopulationConfig, command: str, planned_decisions: int) -> Columns:
@@ -44,7 +44,7 @@ def run_columns(config: PopulationConfig, command: str, planned_decisions: int) 
         "command": command,
         "task": config.task,
         "host": config.host,
-        "controller": config.controller if isinstance(config, RunConfig) else LEARNING,
+        "controller": _who_decides(config),
         "seed": config.seed,
         "config": config.model_dump_json(),
         "level": config.recording.record,
@@ -52,6 +52,12 @@ def run_columns(config: PopulationConfig, command: str, planned_decisions: int) 
         **software(),
         **hardware(config.device),
     }
+
+
+def _who_decides(config: PopulationConfig) -> str:
+    if isinstance(config, RunConfig):
+        return config.controller
+    return LEARNING if isinstance(config, TrainConfig) else SEVERAL
 
 
 class RoundRecorder:

@@ -99,7 +99,7 @@ class PolicyTraining:
                 return
             start = time.perf_counter()
             self.agent.set_progress(number / config.rounds)
-            warm = config.contexts.price_warmup * config.rounds
+            warm = config.price_warmup * config.rounds
             self.environment.set_price_share(min(1.0, number / warm) if warm else 1.0)
             recorders = self._episodes("train", number, self.policy, greedy=False)
             self.environment.set_price_share(1.0)
