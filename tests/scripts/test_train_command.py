@@ -1,6 +1,8 @@
 """`esper train` as a user meets it."""
 
+import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +19,13 @@ TINY = (
     *("--horizon", "4", "--updates-per-decision", "1"),
 )
 POLICY = ["policy.json", "policy.safetensors"]
+CHECKPOINT = ["learner.json", "learner.safetensors", "manifest.json", *POLICY]
 FILES = sorted(
-    ["config.json", "run.sqlite", *(f"{folder}/{name}" for folder in ("policy-best", "policy-last") for name in POLICY)]
+    [
+        *("config.json", "run.sqlite", "checkpoints/LATEST"),
+        *(f"policy-best/{name}" for name in POLICY),
+        *(f"checkpoints/0000000{number}/{name}" for number in (1, 2) for name in CHECKPOINT),
+    ]
 )
 
 
@@ -103,7 +110,81 @@ def test_ctrl_c_ends_after_the_round(home):
     assert (run.returncode, err) == (130, "")
     assert re.search(r"Stopped after round \d+ of 200\. Kept in run: the record and the policy so far\.", out)
     assert column(home / "run" / "run.sqlite", "SELECT status FROM run") == ["interrupted"]
-    assert {"policy-last/policy.json", "policy-last/policy.safetensors"} <= set(files_of(home / "run"))
+    (made,) = re.findall(r"round (\d+) of 200", out)
+    assert "Go on with: esper train --resume run" in out
+    assert (home / "run" / "checkpoints" / "LATEST").read_text() == f"{int(made):08}\n"
+    # What it has so far can grow.
+    code, _, err = process(
+        *("grow", "--task", "mnist1d-mlp", "--controller", f"policy:run/checkpoints/{int(made):08}"),
+        *("--horizon", "2", "--updates-per-decision", "1", "--out", "grown"),
+    )
+    assert (code, err) == (0, "")
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_end(home, capsys):
+    told = (*TINY, "--rounds", "6", "--select-every", "2")
+    assert in_process(capsys, "train", *told, "--out", "whole")[0] == 0
+    command = [*COMMAND, "train", *told, "--out", "killed"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while not run.stdout.readline().startswith("round 3/6 "):
+        assert run.poll() is None
+    run.kill()
+    run.communicate()
+    code, out, err = in_process(capsys, "train", "--resume", "killed")
+    assert (code, err) == (0, "")
+    assert re.search(r"^round [45]/6 ", out)
+    assert column(home / "killed" / "run.sqlite", "SELECT status FROM run") == ["finished"]
+    for name, content in snapshot(home / "whole").items():
+        if name != "run.sqlite":
+            assert snapshot(home / "killed")[name] == content, name
+    # There is nothing left but the judgement, which is the same again.
+    assert in_process(capsys, "train", "--resume", "killed")[1].splitlines() == [
+        line for line in out.splitlines() if not line.startswith("round ")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--resume", "run", "--rounds", "7"), "rounds is 2 in run and 7 here; a run goes on only as it was begun"),
+        (("--resume=run", "--policy-rate", "0.1"), "policy_rate is 0.001 in run and 0.1 here"),
+        (("--resume", "run", "--record", "off"), "record is full in run and off here"),
+        (("--resume", "nowhere"), "cannot read nowhere/config.json"),
+        (("--resume",), "--resume"),
+        (("--resume", "empty"), "empty has no checkpoint that can be used"),
+        (("--resume", "other"), "its policy is of another size"),
+    ],
+)
+def test_going_on_with_something_else_is_refused(home, capsys, arguments, complaint):
+    assert in_process(capsys, "train", *TINY, "--out", "run")[0] == 0
+    for name, change in (("empty", {}), ("other", {"policy": {"width": 12}})):
+        shutil.copytree("run", name)
+        config = json.loads((home / name / "config.json").read_text())
+        (home / name / "config.json").write_text(json.dumps(config | change))
+    shutil.rmtree("empty/checkpoints")
+    before = snapshot(home)
+    code, out, err = in_process(capsys, "train", *arguments)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert complaint in err
+    assert {n: c for n, c in snapshot(home).items() if "other/run.sqlite" not in n} == {
+        n: c for n, c in before.items() if "other/run.sqlite" not in n
+    }
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(home, capsys):
+    assert in_process(capsys, "train", *TINY, "--out", "run")[0] == 0
+    whole = snapshot(home / "run")
+    path = home / "run" / "checkpoints" / "00000002" / "learner.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    code, out, err = in_process(capsys, "train", "--resume", "run")
+    assert code == 0
+    told = r"esper: checkpoint run/checkpoints/00000002 is not used: learner.safetensors has [\d,]+ bytes instead.*\n"
+    assert re.fullmatch(told, err)
+    assert out.startswith("round 2/2 ")
+    assert {n: c for n, c in snapshot(home / "run").items() if n != "run.sqlite"} == {
+        n: c for n, c in whole.items() if n != "run.sqlite"
+    }
 
 
 @pytest.mark.slow

@@ -9,12 +9,11 @@ import torch
 
 from esper.leyline.config import TrainConfig
 from esper.nissa.store import RunStore
-from esper.simic.checkpoint import load_learner
-from esper.simic.ppo import PPOAgent
 from esper.simic.recorder import run_columns
-from esper.simic.run_folder import BEST_POLICY, LAST_POLICY
+from esper.simic.run_folder import BEST_POLICY
 from esper.simic.train import FINAL_STARTS, PolicyTraining
-from esper.tamiyo.policy.saved import load_policy
+from esper.tamiyo.policy.saved import load_policy, read_policy
+from esper.tolaria.checkpoints import Checkpoints
 from esper.tolaria.evaluation import evaluate
 from helpers.episodes import OPEN_GATES, task_of
 
@@ -34,12 +33,13 @@ def configured(**more):
     return TrainConfig.model_validate(settings | more)
 
 
-def train(folder, config, *, store=False, stop_after=ROUNDS):
-    """Train; give the lines, the training, and what the best policy is worth."""
-    run = RunStore(folder / "run.sqlite", run_columns(config, "train", 1)) if store else None
-    training = PolicyTraining(
-        config, [task_of(config.task, examples=40, width=w) for w in config.contexts.host_widths], folder, run
-    )
+def train(folder, config, *, store=False, stop_after=ROUNDS, resume=False):
+    """Train, or go on; give the lines, the training, and what the best policy is worth if it was trained to the end."""
+    checkpoint = Checkpoints(folder).load(print) if resume else None
+    keep = checkpoint.facts["recorded_rounds"] if checkpoint else None
+    run = RunStore(folder / "run.sqlite", run_columns(config, "train", 1), keep_rounds=keep) if store else None
+    tasks = [task_of(config.task, examples=40, width=width) for width in config.contexts.host_widths]
+    training = PolicyTraining(config, tasks, folder, run, checkpoint)
     lines = list(training.run(lambda: training.agent.updates >= stop_after))
     worth = training.judge(load_policy(folder / BEST_POLICY), greedy=True) if (folder / BEST_POLICY).exists() else None
     if run is not None:
@@ -92,17 +92,68 @@ def test_another_seed_is_another_run(trained, tmp_path):
     assert others[0].return_mean != lines[0].return_mean
 
 
+def kept_policy(folder):
+    """The policy of the newest checkpoint."""
+    return read_policy(Checkpoints(folder).load(print).files, folder)
+
+
 def test_what_is_on_the_disk_is_the_policy_of_the_last_round(trained):
     folder, _, training, _ = trained
-    last = load_policy(folder / LAST_POLICY).state_dict()
+    last = kept_policy(folder).state_dict()
     assert all(torch.equal(tensor, last[name]) for name, tensor in training.policy.state_dict().items())
 
 
 def test_a_stopped_run_keeps_its_policy(tmp_path):
     lines, training, worth = train(tmp_path, configured(), stop_after=1)
     assert (len(lines), worth) == (1, None)
-    kept = load_policy(tmp_path / LAST_POLICY).state_dict()
+    kept = kept_policy(tmp_path).state_dict()
     assert all(torch.equal(tensor, kept[name]) for name, tensor in training.policy.state_dict().items())
+
+
+def contents(folder):
+    """Every row of the record but for what clocks and processes say."""
+    with closing(sqlite3.connect(folder / "run.sqlite")) as db:
+        db.row_factory = sqlite3.Row
+        tables = ("round", "head", "layer", "episode", "decision", "slot", "transition", "gate_check")
+        rows = {table: [dict(row) for row in db.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3")] for table in tables}
+    clocks = ("_s", "_unix_s")
+    return {t: [{k: v for k, v in row.items() if not k.endswith(clocks)} for row in of] for t, of in rows.items()}
+
+
+@pytest.mark.parametrize("made", [1, 2])
+@pytest.mark.parametrize("widths", [(1.0,), (1.0, 0.5)])
+def test_a_run_that_goes_on_is_one_that_never_stopped(tmp_path, made, widths):
+    config = configured(contexts={"host_widths": widths}, select_every=1)
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    for folder in (whole, other):
+        folder.mkdir()
+    lines, training, worth = train(whole, config, store=True)
+    first, _, _ = train(other, config, store=True, stop_after=made)
+    # The judgement of the stopped run stands in its record, where that of the whole one has more training.
+    with closing(sqlite3.connect(other / "run.sqlite")) as db, db:
+        db.execute("UPDATE run SET status = 'running'")
+    rest, again, resumed = train(other, config, store=True, resume=True)
+    assert [line.number for line in rest] == list(range(made, ROUNDS))
+    assert repr([facts(line) for line in [*first, *rest]]) == repr([facts(line) for line in lines])
+    assert repr(resumed) == repr(worth)
+    theirs = again.policy.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in training.policy.state_dict().items())
+    assert contents(other) == contents(whole)
+    with closing(sqlite3.connect(other / "run.sqlite")) as db:
+        assert db.execute("SELECT status, status_reason FROM run").fetchall() == [("finished", None)]
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    train(tmp_path, configured(), stop_after=1)
+    checkpoint = Checkpoints(tmp_path).load(print)
+    tasks = [task_of("mnist1d-mlp", examples=40)]
+    for config, wrong, said in (
+        (configured(), replace(checkpoint, facts={**checkpoint.facts, "kind": "grow"}), "of kind 'grow'"),
+        (configured(policy={"width": 12}), checkpoint, "its policy is of another size"),
+        (configured(), replace(checkpoint, files={**checkpoint.files, "learner.safetensors": b""}), "damaged"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            PolicyTraining(config, tasks, tmp_path, None, wrong)
 
 
 def test_rounds_selections_and_the_judgement_are_recorded(ask):
@@ -216,12 +267,3 @@ def test_hosts_of_two_widths_are_two_rounds_of_the_record_and_one_of_learning(tm
     assert [sizes[n] for n in range(10)] == [wide, narrow] * 5
     assert mean == pytest.approx(lines[1].return_mean, abs=1e-6)
     assert judged == pytest.approx(worth.net_nats, abs=1e-5)
-
-
-def test_what_is_kept_of_the_learner_goes_on(trained):
-    folder, lines, training, _ = trained
-    policy = load_policy(folder / LAST_POLICY)
-    agent = PPOAgent(policy, training.config.ppo, training.config.seed)
-    assert load_learner(agent, folder / LAST_POLICY) == len(lines)
-    for name, tensor in agent.state()[0].items():
-        assert torch.equal(tensor, training.agent.state()[0][name]), name

@@ -326,3 +326,5 @@ class TaskConfig(Frozen):
 
 RUN_FOLDER = Path("runs")
 """Where runs go unless told otherwise."""
+CONFIG = "config.json"
+"""Name of the configuration in the folder of a run."""

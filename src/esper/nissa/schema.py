@@ -43,6 +43,25 @@ def create(db: sqlite3.Connection) -> None:
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
+def check_version(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file that is no store of this version.
+
+    Raises
+    ------
+    EsperError
+        It is not.
+    """
+    found = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+    if found != [APPLICATION_ID, SCHEMA_VERSION]:
+        raise EsperError(f"cannot go on in {path}: it is not a store of this version of Esper; begin a new run")
+
+
+def tables_of_rounds(db: sqlite3.Connection) -> list[str]:
+    """Names of the tables that say which round a row belongs to."""
+    sql = "SELECT t.name FROM pragma_table_list AS t JOIN pragma_table_info(t.name) AS c WHERE c.name = 'round'"
+    return [name for (name,) in db.execute(f"{sql} AND t.type = 'table' AND t.schema = 'main'")]
+
+
 def store_files(store: Path) -> list[Path]:
     """The store and what SQLite keeps beside it while it is open."""
     return [store, *(store.with_name(store.name + suffix) for suffix in ("-wal", "-shm"))]

@@ -35,6 +35,8 @@ class RunStore:
     ----------
     path
         File to create.
+    keep_rounds
+        Go on in a file that exists, with the rounds before this one; None: create it.
     run
         Columns of `run` that are known at the start.
     error
@@ -61,11 +63,12 @@ class RunStore:
         error: Literal["stop", "continue"] = "stop",
         report: Callable[[str], None] = print,
         rules: dict[str, Rule] | None = None,
+        keep_rounds: int | None = None,
         capacity: int = CAPACITY,
     ) -> None:
         check_sqlite()
         self.path = path
-        self._rules = default_rules() if rules is None else rules
+        self._rules, self._keep_rounds = default_rules() if rules is None else rules, keep_rounds
         self._run = {**run, "heartbeat_late_s": self._rules[HEARTBEAT_LATE].open_above}
         self._goes_on, self._report = error == "continue", report
         self._capacity = capacity
@@ -182,7 +185,7 @@ class RunStore:
             self._condition.notify_all()
 
     def _keep_writing(self) -> None:
-        writer = Writer(self.path, self._run, self._rules)
+        writer = Writer(self.path, self._run, self._rules, self._keep_rounds)
         try:
             due = time.monotonic()
             while True:

@@ -16,7 +16,7 @@ import numpy as np
 
 from esper.nissa.incidents import Rule, Watch
 from esper.nissa.machine import MachineSampler
-from esper.nissa.schema import create, store_files
+from esper.nissa.schema import check_version, create, store_files, tables_of_rounds
 
 SAMPLE_EVERY = 5.0
 """Seconds between two samples of the machine."""
@@ -79,7 +79,7 @@ class Batch:
 
 
 class Writer:
-    """Creates the file and writes batches.
+    """Creates the file, or goes on in it, and writes batches.
 
     Parameters
     ----------
@@ -89,6 +89,8 @@ class Writer:
         Columns of `run` that are known at the start.
     rules
         Incidents to watch for.
+    keep_rounds
+        Go on in a file that exists, with the rounds before this one; None: create it.
 
     Raises
     ------
@@ -96,16 +98,28 @@ class Writer:
         The file cannot be written; so every method.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any], rules: dict[str, Rule]) -> None:
+    def __init__(
+        self, path: Path, run: Mapping[str, Any], rules: dict[str, Rule], keep_rounds: int | None = None
+    ) -> None:
         # Exclusive: a store is never written over.
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644))
+        flags = os.O_CREAT | os.O_EXCL if keep_rounds is None else 0
+        os.close(os.open(path, flags | os.O_RDWR, 0o644))
         self._path, self._identity = path, _identity(path)
         self._watch, self._sampler = Watch(rules), MachineSampler(path)
         self._round = 0
         self._sampled = -SAMPLE_EVERY
         self._own = (0.0, 0.0)
         """Wall and processor time of the flush before."""
+        self._stalls, self._stall_s = 0, 0.0
+        """Of the processes before this one."""
         self._db = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
+        if keep_rounds is not None:
+            try:
+                self._go_on(run, keep_rounds)
+            except BaseException:
+                self._db.close()
+                raise
+            return
         try:
             create(self._db)
             now = time.time()
@@ -121,6 +135,22 @@ class Writer:
             for file in store_files(path):
                 file.unlink(missing_ok=True)
             raise
+
+    def _go_on(self, run: Mapping[str, Any], keep_rounds: int) -> None:
+        """Take up the record of a run that was ended or killed, without what came after the rounds that are kept."""
+        check_version(self._db, self._path)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        now = time.time()
+        with self._transaction():
+            for table in tables_of_rounds(self._db):
+                self._db.execute(f"DELETE FROM {table} WHERE round >= ?", (keep_rounds,))
+            self._db.execute("DELETE FROM incident WHERE opened_round >= ?", (keep_rounds,))
+            # Whoever watches from here on has not seen what is open; what still holds opens again.
+            self._db.execute("UPDATE incident SET closed_unix_s = ? WHERE closed_unix_s IS NULL", (now,))
+            self._stalls, self._stall_s = self._db.execute("SELECT stalls, stall_s FROM run").fetchone()
+            status = {"status": "running", "status_reason": None, "ended_unix_s": None, "heartbeat_unix_s": now}
+            self._change(Change("run", {"process_id": run["process_id"], **status}, {"id": 1}))
 
     def flush(self, batch: Batch) -> None:
         """Write a batch in one transaction, and what belongs to every flush: heartbeat, times, machine, incidents."""
@@ -184,7 +214,8 @@ class Writer:
         if batch.end is not None:
             end = {"status": batch.end[0], "status_reason": batch.end[1], "ended_unix_s": now}
             self._db.execute("UPDATE episode SET status = 'interrupted' WHERE status = 'running'")
-        values = {"heartbeat_unix_s": now, "stalls": batch.stalls, "stall_s": batch.stall_s, **end}
+        stalls = {"stalls": self._stalls + batch.stalls, "stall_s": self._stall_s + batch.stall_s}
+        values = {"heartbeat_unix_s": now, **stalls, **end}
         self._change(Change("run", values, {"id": 1}))
         self._db.execute("UPDATE run SET flushes = flushes + 1")
 

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,23 +15,21 @@ from esper.exam.compare import CONTROLS, POLICY, Score, arms, compare, differenc
 from esper.exam.headroom import Headroom, measure, price_lines
 from esper.exam.saved import load_headroom, save_comparison, save_headroom
 from esper.exam.statistics import Interval, paired
-from esper.leyline.config import RUN_FOLDER, CompareConfig, HeadroomConfig, PopulationConfig, TrainConfig
+from esper.leyline.config import CONFIG, RUN_FOLDER, CompareConfig, HeadroomConfig, PopulationConfig, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.nissa.store import RunStore
-from esper.scripts.errors import INTERRUPTED, validation_line
+from esper.scripts.configs import first_difference, read_config
+from esper.scripts.errors import INTERRUPTED
 from esper.scripts.running import Interrupt, open_store
 from esper.simic.episode import Episode
 from esper.simic.recorder import RoundRecorder
-from esper.simic.run_folder import BEST_POLICY, COMPARISON, CONFIG, HEADROOM, RunFolder
+from esper.simic.run_folder import BEST_POLICY, COMPARISON, HEADROOM, RunFolder
 from esper.tamiyo.policy.saved import load_policy
 from esper.tolaria.machine import check_device, tune_process
 from esper.tolaria.tasks import Task, load_task
 
 _SHARED = ("task", "host", "blueprints", "training", "optimizer", "growth", "contexts")
 """Settings that a policy must have been trained with, to be compared."""
-
-
-Config = TypeVar("Config", bound=PopulationConfig)
 
 
 class _Stopped(Exception):
@@ -142,7 +139,7 @@ def _table(title: str, *columns: str) -> Table:
 def comparison(folder: Path, policies: Sequence[Path], starts: int, *, out: Path | None, replace: bool) -> int:
     """Compare policies with their controls; give the exit code."""
     console = Console()
-    schedules = _config(folder, HeadroomConfig)
+    schedules = read_config(folder / CONFIG, HeadroomConfig)
     table = load_headroom(folder)
     for policy in policies:
         _check_same(policy, schedules)
@@ -201,23 +198,14 @@ def _show_differences(console: Console, found: dict[str, dict[str, Interval]]) -
     console.print(table)
 
 
-def _config(folder: Path, kind: type[Config]) -> Config:
-    """Read the configuration of a run in a folder."""
-    path = folder / CONFIG
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise EsperError(f"exam: cannot read {path}: {error.strerror}; name the folder of a run") from error
-    except ValueError as error:
-        raise EsperError(f"exam: {path}: {validation_line(error)}") from error
-
-
 def _check_same(policy: Path, schedules: HeadroomConfig) -> None:
     """Refuse a policy that was trained in another world than that of the schedules."""
-    trained = _config(policy, TrainConfig)
-    for name in _SHARED:
-        if getattr(trained, name) != getattr(schedules, name):
-            raise EsperError(
-                f"exam: {policy} was trained with another {name} than the schedules were run with; "
-                "run `esper exam headroom` with the settings of the training"
-            )
+    trained = read_config(policy / CONFIG, TrainConfig)
+    one, other = (PopulationConfig.model_construct(**{n: getattr(c, n) for n in _SHARED}) for c in (trained, schedules))
+    differing = first_difference(one, other)
+    if differing is not None:
+        name, theirs, ours = differing
+        raise EsperError(
+            f"exam: {policy} was trained with {name} {theirs}, the schedules were run with {ours}; "
+            "run `esper exam headroom` with the settings of the training"
+        )

@@ -9,13 +9,13 @@ from pathlib import Path
 from rich.console import Console
 
 from esper.karn.reader import RunReader
-from esper.leyline.config import RUN_FOLDER, RunConfig
+from esper.leyline.config import CONFIG, RUN_FOLDER, RunConfig
 from esper.leyline.errors import EsperError
 from esper.scripts.display import Display, result_table
 from esper.scripts.errors import INTERRUPTED
 from esper.scripts.running import Interrupt, open_store
 from esper.simic.grow import ARMS, GROWN, ROW, Arm, ArmResult
-from esper.simic.run_folder import CONFIG, RunFolder
+from esper.simic.run_folder import RunFolder
 from esper.tolaria.machine import check_device, tune_process
 from esper.tolaria.tasks import load_task
 

@@ -9,16 +9,16 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union
+from typing import Annotated, Any, Union
 
 import tyro
 
-from esper.leyline.config import RUN_FOLDER, HeadroomConfig, PopulationConfig, RunConfig, TrainConfig
+from esper.leyline.config import CONFIG, RUN_FOLDER, HeadroomConfig, RunConfig, TrainConfig
 from esper.leyline.errors import EsperError
-from esper.scripts.errors import BAD_INPUT, INTERRUPTED, READER_GONE, parse_line, validation_line
+from esper.scripts.configs import read_config
+from esper.scripts.errors import BAD_INPUT, INTERRUPTED, READER_GONE, parse_line
 from esper.scripts.query import Format, query, runs
 
-Config = TypeVar("Config", bound=PopulationConfig)
 Commands = dict[str, Callable[..., int]]
 _GROUPS = {"exam": "Measure how much there is to gain by deciding, and who decides best."}
 
@@ -53,6 +53,7 @@ def _commands(run: RunConfig, training: TrainConfig, table: HeadroomConfig) -> d
         config: TrainConfig = training,
         out: Path | None = None,
         replace: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+        resume: Path | None = None,
     ) -> int:
         """Train a policy that decides about growth, over populations of hosts.
 
@@ -64,10 +65,12 @@ def _commands(run: RunConfig, training: TrainConfig, table: HeadroomConfig) -> d
             Folder of the run; by default named after the run, in runs/.
         replace
             Overwrite an earlier run in that folder.
+        resume
+            Folder of a run that was stopped or killed: go on after its last whole round.
         """
         from esper.scripts.train import train
 
-        return train(config, out=out, replace=replace)
+        return train(config, out=out, replace=replace, resume=resume)
 
     def headroom_command(
         config: HeadroomConfig = table,
@@ -177,30 +180,16 @@ def _commands(run: RunConfig, training: TrainConfig, table: HeadroomConfig) -> d
     }
 
 
-def _read_config(path: Path, kind: type[Config]) -> Config:
-    """Read the configuration of an earlier run.
-
-    Raises
-    ------
-    EsperError
-        The file is missing, damaged, or holds something else.
-    """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise EsperError(f"config: cannot read {path}: {reason}; name the config.json of a run") from error
-    try:
-        return kind.model_validate_json(text)
-    except ValueError as error:
-        raise EsperError(f"config: {path}: {validation_line(error)}") from error
-
-
 def _take_config(arguments: list[str]) -> tuple[RunConfig, TrainConfig, HeadroomConfig]:
-    """Take `--config FILE` out of the arguments: it gives the defaults of the command's other arguments."""
+    """Take `--config FILE` out of the arguments: it gives the defaults of the command's other arguments.
+
+    So does `--resume FOLDER` of a training, which stays.
+    """
     run, training, table = RunConfig(), TrainConfig(), HeadroomConfig()
     for at, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
+        if name == "--resume" and arguments[:1] == ["train"] and (equals or at + 1 < len(arguments)):
+            return run, read_config(Path(value if equals else arguments[at + 1]) / CONFIG, TrainConfig), table
         if name != "--config":
             continue
         if not equals and at + 1 == len(arguments):
@@ -208,11 +197,11 @@ def _take_config(arguments: list[str]) -> tuple[RunConfig, TrainConfig, Headroom
         path = Path(value if equals else arguments[at + 1])
         del arguments[at : at + (1 if equals else 2)]
         if arguments[:1] == ["train"]:
-            training = _read_config(path, TrainConfig)
+            training = read_config(path, TrainConfig)
         elif arguments[:1] == ["exam"]:
-            table = _read_config(path, HeadroomConfig)
+            table = read_config(path, HeadroomConfig)
         else:
-            run = _read_config(path, RunConfig)
+            run = read_config(path, RunConfig)
         break
     return run, training, table
 

@@ -38,9 +38,14 @@ class Interrupt:
 
 @contextmanager
 def open_store(
-    folder: RunFolder, config: PopulationConfig, command: str, planned_decisions: int
+    folder: RunFolder,
+    config: PopulationConfig,
+    command: str,
+    planned_decisions: int,
+    *,
+    keep_rounds: int | None = None,
 ) -> Iterator[RunStore | None]:
-    """Open the run's store; None where nothing is to be recorded."""
+    """Open the run's store, or go on in it (see `RunStore`); None where nothing is to be recorded."""
     recording = config.recording
     if recording.record == "off":
         yield None
@@ -50,5 +55,5 @@ def open_store(
         print(f"esper: {line}", file=sys.stderr)
 
     columns = run_columns(config, command, planned_decisions)
-    with RunStore(folder.store, columns, error=recording.record_error, report=report) as store:
+    with RunStore(folder.store, columns, error=recording.record_error, report=report, keep_rounds=keep_rounds) as store:
         yield store

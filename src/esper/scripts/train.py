@@ -18,64 +18,99 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from esper.leyline.config import RUN_FOLDER, TrainConfig
+from esper.leyline.config import CONFIG, RUN_FOLDER, TrainConfig
 from esper.leyline.errors import EsperError
+from esper.nissa.store import RunStore
+from esper.scripts.configs import first_difference, read_config
 from esper.scripts.errors import INTERRUPTED
 from esper.scripts.running import Interrupt, open_store
 from esper.simic.objective import check_gamma
 from esper.simic.run_folder import BEST_POLICY, RunFolder
 from esper.simic.train import PolicyTraining, RoundLine, Worth
 from esper.tamiyo.policy.saved import load_policy
+from esper.tolaria.checkpoints import Checkpoint, Checkpoints
 from esper.tolaria.machine import check_device, tune_process
-from esper.tolaria.tasks import load_task
+from esper.tolaria.tasks import Task, load_task
 
 ROUND_KINDS = 2
 """The final evaluation is two rounds: greedy, and drawing."""
 
 
-def train(config: TrainConfig, *, out: Path | None, replace: bool) -> int:
-    """Train a policy; give the exit code."""
+def train(config: TrainConfig, *, out: Path | None, replace: bool, resume: Path | None = None) -> int:
+    """Train a policy, from the start or from where a run stopped; give the exit code."""
     console = Console()
     check_device(config.device)
     tune_process(1)
-    path = out or RUN_FOLDER / f"train-{config.task}-{config.host}-seed{config.seed}"
+    path = resume or out or RUN_FOLDER / f"train-{config.task}-{config.host}-seed{config.seed}"
+    checkpoint = None if resume is None else _checkpoint(resume, config)
     tasks = [load_task(config.task, config.host, config.device, width=width) for width in config.contexts.host_widths]
     try:
         check_gamma(config.objective, config.ppo.gamma)
     except ValueError as error:
         raise EsperError(str(error)) from error
-    folder = RunFolder(path, config, replace=replace)
+    folder = RunFolder(path, config, replace=replace, resume=resume is not None)
     interrupt = Interrupt()
-    started, made = time.perf_counter(), 0
     rounds = config.rounds + config.rounds // config.select_every + ROUND_KINDS
-    with open_store(folder, config, "train", rounds * config.training.horizon) as store, interrupt.watching():
-        training = PolicyTraining(config, tasks, path, store)
+    planned = rounds * len(tasks) * config.training.horizon
+    keep = None if checkpoint is None else int(checkpoint.facts.get("recorded_rounds", 0))
+    with open_store(folder, config, "train", planned, keep_rounds=keep) as store, interrupt.watching():
+        training = _training(config, tasks, path, store, checkpoint)
+        started, before = time.perf_counter(), training.made
         for line in training.run(lambda: interrupt.asked):
-            made = line.number + 1
-            console.print(_progress(line, config.rounds, started), soft_wrap=True, highlight=False)
+            console.print(_progress(line, config.rounds, before, started), soft_wrap=True, highlight=False)
         if not interrupt.asked:
             best = load_policy(path / BEST_POLICY, config.device)
             worths = {kind: training.judge(best, greedy=kind == "greedy") for kind in ("greedy", "drawing")}
         if store is not None:
             store.close("interrupted" if interrupt.asked else "finished")
     if interrupt.asked:
-        again = (
-            f"esper train --config {shlex.quote(str(path / 'config.json'))} --out {shlex.quote(str(path) + '-again')}"
+        told = (
+            f"Stopped after round {training.made} of {config.rounds}. Kept in {path}: the record and the policy so far."
         )
-        console.print(
-            f"Stopped after round {made} of {config.rounds}. Kept in {path}: the record and the policy so far. "
-            f"A stopped run cannot go on yet; run it again with: {again}",
-            soft_wrap=True,
-        )
+        console.print(f"{told} Go on with: esper train --resume {shlex.quote(str(path))}", soft_wrap=True)
         return INTERRUPTED
     console.print(_table(worths, config))
     console.print(f"Saved in {path}. Grow with it: esper grow --controller greedy:{path / BEST_POLICY}", soft_wrap=True)
     return 0
 
 
-def _progress(line: RoundLine, rounds: int, started: float) -> str:
+def _checkpoint(path: Path, config: TrainConfig) -> Checkpoint:
+    """Find where a run stopped.
+
+    Raises
+    ------
+    EsperError
+        It was begun with other settings, or left no checkpoint.
+    """
+    differing = first_difference(read_config(path / CONFIG, TrainConfig), config)
+    if differing is not None:
+        name, before, now = differing
+        raise EsperError(
+            f"resume: {name} is {before} in {path} and {now} here; "
+            "a run goes on only as it was begun: leave the setting out, or begin a new run"
+        )
+
+    def report(line: str) -> None:
+        print(f"esper: {line}", file=sys.stderr)
+
+    checkpoint = Checkpoints(path).load(report)
+    if checkpoint is None:
+        raise EsperError(f"resume: {path} has no checkpoint that can be used; begin again with --out and --replace")
+    return checkpoint
+
+
+def _training(
+    config: TrainConfig, tasks: list[Task], path: Path, store: RunStore | None, checkpoint: Checkpoint | None
+) -> PolicyTraining:
+    try:
+        return PolicyTraining(config, tasks, path, store, checkpoint)
+    except (ValueError, KeyError) as error:
+        raise EsperError(f"resume: the checkpoint in {path} cannot be used: {error}") from error
+
+
+def _progress(line: RoundLine, rounds: int, before: int, started: float) -> str:
     spent = time.perf_counter() - started
-    left = spent / (line.number + 1) * (rounds - line.number - 1)
+    left = spent / (line.number + 1 - before) * (rounds - line.number - 1)
     update, worth = line.update, line.worth
     parts = (
         f"round {line.number + 1}/{rounds}",

@@ -3,52 +3,33 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
-from esper.leyline.errors import EsperError
-from esper.leyline.files import write_atomic
 from esper.simic.ppo import PPOAgent
 
-LEARNER = "learner.safetensors"
-FORMAT = 1
-"""Grows when a file of the former kind could no longer be read."""
+MOMENTS, COUNTERS = "learner.safetensors", "learner.json"
 
 
-def save_learner(agent: PPOAgent, folder: Path, rounds: int) -> None:
-    """Write the optimizer's moments and the counters of a learner, after so many rounds, in one whole file."""
-    state, counters = agent.state()
-    facts = {"format": FORMAT, "rounds": rounds, **counters}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    write_atomic(folder / LEARNER, save(tensors, {"learner": json.dumps(facts)}))
+def learner_files(agent: PPOAgent) -> dict[str, bytes]:
+    """Give the optimizer's moments and the counters of a learner as files."""
+    moments, counters = agent.state()
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in moments.items()}
+    return {MOMENTS: save(tensors), COUNTERS: json.dumps(counters).encode()}
 
 
-def load_learner(agent: PPOAgent, folder: Path) -> int:
-    """Put a learner where it was, its policy having been loaded already; give the rounds that it has made.
+def restore_learner(agent: PPOAgent, files: dict[str, bytes]) -> None:
+    """Put a learner where it was, its policy having been loaded already.
 
     Raises
     ------
-    EsperError
-        The file is missing, damaged, of another format, or of another policy.
+    ValueError
+        The files are missing, damaged or of another policy; the learner is as it was.
     """
-    path = folder / LEARNER
     try:
-        with safe_open(path, framework="pt") as file:
-            facts: dict[str, Any] = json.loads((file.metadata() or {})["learner"])
-            state: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise EsperError(f"checkpoint: cannot read {path}: {error.strerror or error}") from error
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise EsperError(f"checkpoint: {path} is damaged; use an earlier one") from error
-    if facts.pop("format", None) != FORMAT:
-        raise EsperError(f"checkpoint: {path} is of another format; this version of Esper reads {FORMAT}")
-    rounds = int(facts.pop("rounds"))
-    try:
-        agent.restore(state, facts)
-    except (KeyError, ValueError) as error:
-        raise EsperError(f"checkpoint: {path} belongs to another policy") from error
-    return rounds
+        counters: dict[str, Any] = json.loads(files[COUNTERS])
+        agent.restore(load(files[MOMENTS]), counters)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the learner does not belong to this policy, or is damaged ({error})") from error

@@ -83,6 +83,8 @@ class UpdateReport:
     layers: dict[str, LayerReport]
 
 
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam knows of a parameter."""
 _MEANS = ("kl_nats", "clip_share", "policy_loss", "value_loss", "entropy", "gradient_norm")
 _COUNTS = ("judged", "taken", "skipped", "stopped", "decisions")
 _USED_OH = torch.tensor([[head in HEADS_OF_OP[op] for head in Head] for op in Op])
@@ -151,6 +153,9 @@ class PPOAgent:
         """
         restored: dict[Tensor, dict[str, Tensor]] = {}
         parameters = dict(self.policy.named_parameters())
+        # A learner that has made no step yet has none.
+        if moments and set(moments) != {f"{name}/{moment}" for name in parameters for moment in _MOMENTS}:
+            raise ValueError("moments of other parameters")
         for key, value in moments.items():
             name, _, moment = key.rpartition("/")
             if value.dim() and value.shape != parameters[name].shape:

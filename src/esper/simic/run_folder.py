@@ -4,8 +4,8 @@ config.json          the resolved configuration: `esper grow --config config.jso
 run.sqlite           everything that happened (see nissa)
 model.safetensors    the grown network; model.json describes its modules
 model.py             plain PyTorch loader, needs neither Esper nor this folder's other files
-policy-last/         after `esper train` instead: policy and learner after the last round,
-policy-best/         and the policy that did best on the selection split
+policy-best/         after `esper train` instead: the policy that did best on the selection split,
+checkpoints/         and policy and learner after the last rounds, to go on from
 headroom.json        after `esper exam headroom` instead: what every schedule did in every context
 comparison.json      after `esper exam compare` instead: what every arm reached, start by start
 """
@@ -20,20 +20,19 @@ from safetensors.torch import save
 from esper.kasmina import plain
 from esper.kasmina.export import describe
 from esper.kasmina.population import Population
-from esper.leyline.config import CompareConfig, HeadroomConfig, PopulationConfig, RunConfig, TrainConfig
+from esper.leyline.config import CONFIG, CompareConfig, HeadroomConfig, PopulationConfig, RunConfig, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.leyline.files import write_atomic
 from esper.nissa.schema import STORE, store_files
-from esper.simic.checkpoint import LEARNER
 from esper.tamiyo.policy.saved import DESCRIPTION, WEIGHTS
+from esper.tolaria.checkpoints import Checkpoints
 
-CONFIG = "config.json"
 MODEL, MODEL_DESCRIPTION, LOADER = "model.safetensors", "model.json", "model.py"
-LAST_POLICY, BEST_POLICY = "policy-last", "policy-best"
+BEST_POLICY = "policy-best"
 HEADROOM, COMPARISON = "headroom.json", "comparison.json"
 _MADE = (
     *(MODEL, MODEL_DESCRIPTION, LOADER, HEADROOM, COMPARISON),
-    *(f"{folder}/{name}" for folder in (LAST_POLICY, BEST_POLICY) for name in (WEIGHTS, DESCRIPTION, LEARNER)),
+    *(f"{BEST_POLICY}/{name}" for name in (WEIGHTS, DESCRIPTION)),
 )
 """Files that a run makes beside its configuration and its store."""
 
@@ -49,6 +48,8 @@ class RunFolder:
         Written at once.
     replace
         Remove the files of an earlier run that lies there; files that are not Esper's stay.
+    resume
+        Go on in the folder of a run as it is.
 
     Attributes
     ----------
@@ -61,8 +62,10 @@ class RunFolder:
         The folder holds a run or something else, or cannot be written.
     """
 
-    def __init__(self, path: Path, config: PopulationConfig, *, replace: bool) -> None:
+    def __init__(self, path: Path, config: PopulationConfig, *, replace: bool, resume: bool = False) -> None:
         self.path, self.store = path, path / STORE
+        if resume:
+            return
         _make_room(path, replace=replace)
         write_atomic(path / CONFIG, (config.model_dump_json(indent=2) + "\n").encode())
 
@@ -103,6 +106,7 @@ def _make_room(path: Path, *, replace: bool) -> None:
             # The configuration stays until the new one replaces it: until then it still is a run.
             for file in (*store_files(path / STORE), *(path / name for name in _MADE)):
                 file.unlink(missing_ok=True)
+            Checkpoints(path).remove()
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EsperError(f"out: cannot use {path}: {error.strerror or error}; name a folder you may write") from error

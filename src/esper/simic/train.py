@@ -17,18 +17,21 @@ from torch import Tensor
 from esper.leyline.config import TrainConfig
 from esper.leyline.streams import Stream
 from esper.nissa.store import RunStore
-from esper.simic.checkpoint import save_learner
+from esper.simic.checkpoint import learner_files, restore_learner
 from esper.simic.collect import collect
 from esper.simic.environment import Balance, Payment
 from esper.simic.ppo import PPOAgent, UpdateReport
 from esper.simic.recorder import RoundRecorder
 from esper.simic.rollout import Rollout
-from esper.simic.run_folder import BEST_POLICY, LAST_POLICY
+from esper.simic.run_folder import BEST_POLICY
 from esper.simic.side_by_side import populations
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
-from esper.tamiyo.policy.saved import save_policy
+from esper.tamiyo.policy.saved import policy_files, read_policy, save_policy
+from esper.tolaria.checkpoints import Checkpoint, Checkpoints
 from esper.tolaria.tasks import Task
 
+KIND = "train"
+"""Kind of the checkpoints of a training."""
 SELECTION_STARTS, FINAL_STARTS = 2**18, 2**19
 """Numbers of the rounds whose starts select and judge; training never gets so far."""
 
@@ -75,9 +78,28 @@ class PolicyTraining:
         Where policies are saved.
     store
         Where to record; None: nowhere.
+    checkpoint
+        Where to go on; None: from the start.
+
+    Attributes
+    ----------
+    made
+        Rounds behind it.
+
+    Raises
+    ------
+    ValueError
+        The checkpoint is not of such a run.
     """
 
-    def __init__(self, config: TrainConfig, tasks: Sequence[Task], folder: Path, store: RunStore | None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        tasks: Sequence[Task],
+        folder: Path,
+        store: RunStore | None,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
         self.config, self._folder, self._store = config, folder, store
         self.environment = populations(config, tasks, record=store is not None)
         self.policy = FactoredRecurrentActorCritic(config.policy)
@@ -88,13 +110,16 @@ class PolicyTraining:
         learners_N = (member_R > 0).nonzero()[:, 0]
         size = self.environment.horizon, config.rows, self.environment.slots
         self._rollout = Rollout(*size, learners_N=learners_N, device=config.device)
-        self._recorded = 0
+        self._checkpoints = Checkpoints(folder)
+        self.made, self._recorded = 0, 0
         self._best = -math.inf
+        if checkpoint is not None:
+            self._resume(checkpoint)
 
     def run(self, stopped: Callable[[], bool]) -> Iterator[RoundLine]:
-        """Train round by round until the last, or until `stopped` says so; every round leaves its policy on disk."""
+        """Train round by round until the last, or until `stopped` says so; every round leaves a checkpoint."""
         config = self.config
-        for number in range(config.rounds):
+        for number in range(self.made, config.rounds):
             if stopped():
                 return
             start = time.perf_counter()
@@ -112,11 +137,10 @@ class PolicyTraining:
             self._end(recorders, start)
             # Now, because a selection uses the same storage.
             paid = float(self._rollout.reward_TR.sum(0)[self._rollout.learners_N].mean())
-            save_policy(self.policy, self._folder / LAST_POLICY)
-            save_learner(self.agent, self._folder / LAST_POLICY, number + 1)
             selected = (
                 self._select() if (number + 1) % config.select_every == 0 or number + 1 == config.rounds else None
             )
+            self._save(number + 1)
             seconds = time.perf_counter() - start
             yield RoundLine(number, paid, worth, report, len(self._rollout.learners_N), seconds, selected)
 
@@ -127,6 +151,26 @@ class PolicyTraining:
         test = self.environment.balance(lambda data: data.test)
         self._end(recorders, start, {"test_loss_nats": test.loss_R, "test_accuracy": test.accuracy_R})
         return self._worth(test)
+
+    def _save(self, made: int) -> None:
+        """Keep what the rounds to come depend on: all else follows from the run's seed and their numbers."""
+        self.made = made
+        best = None if self._best == -math.inf else self._best
+        facts = {"kind": KIND, "rounds": made, "recorded_rounds": self._recorded, "best_net": best}
+        files = policy_files(self.policy) | learner_files(self.agent)
+        self._checkpoints.save(Checkpoint(made, facts, files))
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        facts = checkpoint.facts
+        if facts.get("kind") != KIND:
+            raise ValueError(f"it is not of a training, but of kind {facts.get('kind')!r}")
+        saved = read_policy(checkpoint.files, self._checkpoints.folder)
+        if saved.config != self.config.policy:
+            raise ValueError("its policy is of another size")
+        self.policy.load_state_dict(saved.state_dict())
+        restore_learner(self.agent, checkpoint.files)
+        self.made, self._recorded = facts["rounds"], facts["recorded_rounds"]
+        self._best = -math.inf if facts["best_net"] is None else facts["best_net"]
 
     def _select(self) -> Worth:
         """Measure the policy on the selection split, greedy, and keep it if it is the best so far."""

@@ -123,6 +123,15 @@ class Checkpoints:
                 report(f"checkpoint {self.folder / name} is not used: {error}")
         return None
 
+    def remove(self) -> None:
+        """Remove every checkpoint; files that are not Esper's stay."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / LATEST).unlink()
+        for name in [*self._names(), *(path.name for path in self.folder.glob(".*.tmp"))]:
+            shutil.rmtree(self.folder / name)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
     def _names(self) -> list[str]:
         """Names of the checkpoints, the oldest first."""
         try:

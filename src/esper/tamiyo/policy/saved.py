@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ FORMAT = 1
 """Grows when a file of the former kind could no longer be read."""
 
 
+def policy_files(policy: FactoredRecurrentActorCritic) -> dict[str, bytes]:
+    """Give the files of a saved policy; the description last, so that whoever writes them in order has its weights."""
+    weights = save({name: tensor.cpu().contiguous() for name, tensor in policy.state_dict().items()})
+    description = {**_contract(), "config": policy.config.model_dump(), "weights": _digest(weights)}
+    return {WEIGHTS: weights, DESCRIPTION: (json.dumps(description, indent=1) + "\n").encode()}
+
+
 def save_policy(policy: FactoredRecurrentActorCritic, folder: Path) -> None:
     """Write a policy into a folder, each file whole.
 
@@ -32,15 +40,12 @@ def save_policy(policy: FactoredRecurrentActorCritic, folder: Path) -> None:
     EsperError
         A file cannot be written.
     """
-    weights = save({name: tensor.cpu().contiguous() for name, tensor in policy.state_dict().items()})
-    description = {**_contract(), "config": policy.config.model_dump(), "weights": _digest(weights)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EsperError(f"policy: cannot use {folder}: {error.strerror}; name a folder you may write") from error
-    write_atomic(folder / WEIGHTS, weights)
-    # Last, so that a description always has its weights.
-    write_atomic(folder / DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
+    for name, data in policy_files(policy).items():
+        write_atomic(folder / name, data)
 
 
 def load_policy(folder: Path, device: torch.device | str = "cpu") -> FactoredRecurrentActorCritic:
@@ -52,18 +57,31 @@ def load_policy(folder: Path, device: torch.device | str = "cpu") -> FactoredRec
         A file is missing, damaged, or of a policy that sees or does something else than this version.
     """
     try:
-        description = json.loads((folder / DESCRIPTION).read_bytes())
-        weights = (folder / WEIGHTS).read_bytes()
+        files = {name: (folder / name).read_bytes() for name in (DESCRIPTION, WEIGHTS)}
     except OSError as error:
         raise EsperError(
             f"policy: cannot read {folder}: {error.strerror}; name the folder of a saved policy"
         ) from error
+    return read_policy(files, folder).to(device)
+
+
+def read_policy(files: Mapping[str, bytes], folder: Path) -> FactoredRecurrentActorCritic:
+    """Make a policy of its files; `folder` is where they came from.
+
+    Raises
+    ------
+    EsperError
+        As `load_policy`.
+    """
+    try:
+        description = json.loads(files[DESCRIPTION])
     except ValueError as error:
         raise EsperError(f"policy: {folder / DESCRIPTION} is damaged; restore it or save the policy again") from error
     for name, value in _contract().items():
         found = description.get(name) if isinstance(description, dict) else None
         if found != value:
             raise EsperError(f"policy: {folder}: its {name} is not that of this version ({_difference(found, value)})")
+    weights = files[WEIGHTS]
     if description.get("weights") != _digest(weights):
         raise EsperError(f"policy: {folder / WEIGHTS} is damaged or of another policy; save the policy again")
     try:
@@ -73,7 +91,7 @@ def load_policy(folder: Path, device: torch.device | str = "cpu") -> FactoredRec
         raise EsperError(
             f"policy: {folder}: its weights do not fit its configuration; save the policy again"
         ) from error
-    return policy.to(device)
+    return policy
 
 
 def _contract() -> dict[str, Any]:

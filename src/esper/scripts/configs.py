@@ -1,0 +1,47 @@
+"""Configurations of earlier runs: read, and compared setting by setting. Loads no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from esper.leyline.config import PopulationConfig
+from esper.leyline.errors import EsperError
+from esper.scripts.errors import validation_line
+
+Config = TypeVar("Config", bound=PopulationConfig)
+
+
+def read_config(path: Path, kind: type[Config]) -> Config:
+    """Read the configuration of an earlier run.
+
+    Raises
+    ------
+    EsperError
+        The file is missing, damaged, or holds something else.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise EsperError(f"config: cannot read {path}: {reason}; name the config.json of a run") from error
+    try:
+        return kind.model_validate_json(text)
+    except ValueError as error:
+        raise EsperError(f"config: {path}: {validation_line(error)}") from error
+
+
+def first_difference(one: PopulationConfig, other: PopulationConfig) -> tuple[str, Any, Any] | None:
+    """Name of the first setting that both have and that differs, with its values; None where there is none."""
+    mine, theirs = dict(_settings(one.model_dump())), dict(_settings(other.model_dump()))
+    differing = (name for name in mine if name in theirs and mine[name] != theirs[name])
+    name = next(differing, None)
+    return None if name is None else (name, mine[name], theirs[name])
+
+
+def _settings(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Settings by the name of their option: those of the inner groups have none of the group's."""
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        found += _settings(value) if isinstance(value, dict) else [(name, value)]
+    return found
