@@ -56,7 +56,7 @@ BAD = {
     "no blueprint": (["grow", "--blueprints"], ["blueprints", "these fit: ", "conv_heavy"]),
     "unknown option": (["grow", "--frobnicate", "3"], ["--frobnicate", "esper --help"]),
     "misspelt option": (["grow", "--horizont", "3"], ["--horizont", "perhaps you meant --horizon"]),
-    "unknown command": (["prune"], ["prune", "grow, train, runs, query, tasks, doctor"]),
+    "unknown command": (["prune"], ["prune", "grow, train, exam, runs, query, tasks, doctor"]),
     "no command": ([], ["grow", "tasks", "doctor"]),
     "extra word": (["grow", "everything"], ["everything"]),
     "option of another command": (["tasks", "--horizon", "3"], ["--horizon"]),

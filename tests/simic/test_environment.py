@@ -191,8 +191,11 @@ def test_growth_changes_the_loss_of_who_grows():
 def test_the_price_is_seen():
     env = environment(groups=24, size=2, contexts=MIXED)
     run_RF = env.reset(0).observation.run_RF
-    assert torch.equal(run_RF[:, COLUMNS.index("price")], env.contexts.price_R)
-    assert set(run_RF[:, COLUMNS.index("price")].tolist()) == set(torch.tensor(MIXED.prices).tolist())
+    seen_R = run_RF[:, COLUMNS.index("price")]
+    torch.testing.assert_close(seen_R, (1 + env.contexts.price_R / 0.02).log())
+    # All four can be told apart: neighbours differ by more than a half.
+    assert len(seen_R.unique()) == len(MIXED.prices)
+    assert float(seen_R.unique().diff().min()) > 0.5
 
 
 def test_cost_is_price_times_growth():
@@ -200,7 +203,7 @@ def test_cost_is_price_times_growth():
     played = play(env, onward(0, rows=(1,)))
     growth, cost = played.run_DRF[..., COLUMNS.index("growth")], played.run_DRF[..., COLUMNS.index("cost")]
     assert growth[-1, 1] > 0
-    torch.testing.assert_close(cost, 0.2 * growth)
+    torch.testing.assert_close(cost, (1 + 0.2 * growth / 0.02).log())
 
 
 def test_the_loss_after_a_decision_is_seen_before_the_next():
