@@ -32,6 +32,10 @@ _SHARED = ("task", "host", "blueprints", "training", "optimizer", "growth", "con
 """Settings that a policy must have been trained with, to be compared."""
 
 
+PIPE_WIDTH = 120
+"""Signs of a line where the output is no terminal."""
+
+
 class _Stopped(Exception):
     """Ctrl-C was pressed."""
 
@@ -57,6 +61,12 @@ def _begin(config: PopulationConfig, widths: Sequence[float]) -> list[Task]:
     return [load_task(config.task, config.host, config.device, width=width) for width in widths]
 
 
+def _console() -> Console:
+    """Tables of many columns need more than the 80 signs that a pipe is taken to have."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
 def _recorder(
     store: RunStore | None, purpose: str, controller: Callable[[str], str]
 ) -> Callable[[Episode, str], RoundRecorder | None]:
@@ -73,7 +83,7 @@ def _recorder(
 
 def headroom(config: HeadroomConfig, *, out: Path | None, replace: bool) -> int:
     """Run the table of schedules in every context; give the exit code."""
-    console = Console()
+    console = _console()
     tasks = _begin(config, config.contexts.host_widths)
     path = out or RUN_FOLDER / f"headroom-{config.task}-{config.host}-seed{config.seed}"
     folder = RunFolder(path, config, replace=replace)
@@ -138,7 +148,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def comparison(folder: Path, policies: Sequence[Path], starts: int, *, out: Path | None, replace: bool) -> int:
     """Compare policies with their controls; give the exit code."""
-    console = Console()
+    console = _console()
     schedules = read_config(folder / CONFIG, HeadroomConfig)
     table = load_headroom(folder)
     for policy in policies:
