@@ -129,7 +129,8 @@ class Problem:
         self._last = self._lifecycle.apply(self.state, action_RH, self._gates())
         self._lifecycle.tick(self.state)
         self.decision += 1
-        return Payment(reward_R, {"worth": reward_R}, self.decision >= self.horizon)
+        nobody_R = torch.zeros(self.rows, dtype=torch.bool)
+        return Payment(reward_R, {"worth": reward_R}, nobody_R, self.decision >= self.horizon)
 
 
 class Bandit(Problem):

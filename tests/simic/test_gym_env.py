@@ -23,7 +23,7 @@ from esper.leyline.slots import gradual_cull_legal, legal_ops
 from esper.simic import gym_env
 from esper.simic.environment import GrowthEnvironment
 from esper.simic.gym_env import EPISODES_OF_SEED, LIMIT, GrowthEnv, GrowthVectorEnv
-from esper.simic.objective import PRESETS
+from esper.simic.objective import PENALTY, PRESETS
 from esper.tamiyo.policy.features import RUN_FEATURES
 from helpers.episodes import OPEN_GATES, TASK_NAMES, run_config, task_of
 
@@ -109,7 +109,7 @@ def test_it_is_the_tensor_interface(preset):
     objective = ObjectiveConfig(preset=preset)
     env, direct = vector(objective=objective), growth(objective=objective)
     actions = random_actions(env, HORIZON)
-    situation, parts = direct.reset(7), {name: torch.zeros(6) for name in PRESETS[preset]}
+    situation, parts = direct.reset(7), {name: torch.zeros(6) for name in (*PRESETS[preset], PENALTY)}
     reward = None
     for step, found in enumerate(play(env, actions, options={"episode": 7})):
         observation, paid, terminated, _, info = found
@@ -132,8 +132,9 @@ def test_it_is_the_tensor_interface(preset):
 def test_what_is_not_finite_stays_within_bounds():
     env = vector()
     env.reset()
-    env.environment.episode._val_loss_R = torch.tensor([float("inf"), float("nan"), 1e30, -1e30, 1.0, 2.0])
-    env.environment.episode._train_loss_R = torch.full((6,), 1e38)
+    episode = env.environment.episode
+    val_loss_R = torch.tensor([float("inf"), float("nan"), 1e30, -1e30, 1.0, 2.0])
+    episode._seen = episode._seen._replace(val_loss_R=val_loss_R, train_loss_R=torch.full((6,), 1e38))
     observation, _, _ = env._report(env.environment.situation(), None)
     assert observation in env.observation_space
     assert observation["run"][:, 1].tolist()[:4] == [0.0, 0.0, LIMIT, -LIMIT]

@@ -36,6 +36,8 @@ class Bank:
         rounds differently with the number of lanes, and no lane may notice another.
     norm_sum
         Sum of gradient norms since `start_decision` [N].
+    kept, kept_buffers
+        Parameters and buffers that a lane returns to if it is rolled back.
     row, seed_id
         Host copies: whose lane it is.
     row_N
@@ -57,6 +59,7 @@ class Bank:
         self.steps = torch.empty(0, device=device, dtype=dtype)
         self.decay = torch.empty(0, 2, device=device, dtype=torch.float64)
         self.norm_sum = torch.empty(0, device=device, dtype=dtype)
+        self.kept, self.kept_buffers = torch.empty_like(self.theta), [b.clone() for b in self.buffers]
         self.decay_P = layer.decay_mask().to(device, dtype)
 
     def __len__(self) -> int:
@@ -97,9 +100,36 @@ class Bank:
         self.first, self.second = carry(self.first, 0.0), carry(self.second, 0.0)
         self.steps, self.decay = carry(self.steps, 0.0), carry(self.decay, 1.0)
         self.norm_sum = carry(self.norm_sum, 0.0)
+        # What is new has nothing to return to: it is kept at the end of its first decision.
+        self.kept, self.kept_buffers = carry(self.kept, 0.0), [carry(old, 0.0) for old in self.kept_buffers]
         self.scratch = torch.empty_like(self.first)
         self.row, self.seed_id, self.row_N = row, seed_id, row_N
         return True
+
+    def keep(self, good_N: Tensor) -> None:
+        """Remember parameters and buffers of some lanes (bool)."""
+        pairs = [(self.theta.detach(), self.kept), *zip(self.buffers, self.kept_buffers, strict=True)]
+        for present, kept in pairs:
+            torch.where(_along(good_N, kept), present, kept, out=kept)
+
+    def roll_back(self, back_N: Tensor) -> None:
+        """Return some lanes (bool) to what was kept of them, and clear what the optimizer knew."""
+        pairs = [(self.theta.detach(), self.kept), *zip(self.buffers, self.kept_buffers, strict=True)]
+        for present, kept in pairs:
+            torch.where(_along(back_N, kept), kept, present, out=present)
+        for moment in (self.first, self.second):
+            moment.masked_fill_(back_N[:, None], 0.0)
+        self.steps.masked_fill_(back_N, 0.0)
+        self.decay.masked_fill_(back_N[:, None], 1.0)
+
+    def silence(self, gone_N: Tensor) -> None:
+        """Set the parameters of some lanes (bool) to 0: until they leave the bank, their seeds compute nothing."""
+        self.theta.detach().masked_fill_(gone_N[:, None], 0.0)
+
+
+def _along(mask_N: Tensor, table: Tensor) -> Tensor:
+    """A mask of lanes in the shape that broadcasts over [N, ...]."""
+    return mask_N.view(-1, *[1] * (table.dim() - 1))
 
 
 def _positions(old_row: np.ndarray, old_id: np.ndarray, row: np.ndarray, seed_id: np.ndarray) -> np.ndarray:

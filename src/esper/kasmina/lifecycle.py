@@ -169,7 +169,11 @@ class Lifecycle:
         torch.where(leaving, table["duration"][following], slots.cooldown, out=slots.cooldown)
         _set(slots, "stage_age", leaving, 0)
         faded = slots.fading_RS() & (slots.alpha_mode == int(AlphaMode.HOLD))
-        self._cull(slots, faded, cooldown=1)
+        self.cull(slots, faded)
+
+    def cull(self, slots: SlotTensors, mask: Tensor) -> None:
+        """Cull seeds (bool [R, S]) in a decision whose time has passed already, committed ones included."""
+        self._cull(slots, mask, cooldown=1)
 
     def _refusals(self, slots: SlotTensors, action: Tensor, gates: GateReport, before: Tensor) -> Tensor:
         """Int64 [R]: the first check that refuses the action, NONE if none does. Structure is asked before gates."""

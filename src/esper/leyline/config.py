@@ -105,6 +105,33 @@ class GrowthConfig(Frozen):
     """How a seed in TRAINING learns: docs/decisions/0003."""
 
 
+class GovernorConfig(Frozen):
+    """When a host is rolled back. Losses on reward-validation, in units of the loss of guessing: ln(classes)."""
+
+    governor_window: Annotated[int, Field(ge=3, le=99)] = 5
+    """Decisions whose losses are a host's history, an odd number; before the first they count as guessing."""
+    diverged_guesses: Rate = 1.0
+    """A host has diverged where its loss is further above the median of its history than this."""
+    diverged_deviations: NonNegative = 6.0
+    """And further than so many median absolute deviations of its history."""
+    learned_guesses: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """A host has learned something once the median of its history was below this."""
+    collapsed_guesses: Annotated[float, Field(gt=0)] = 0.95
+    """It is back at chance where its loss is above this,"""
+    collapsed_accuracy: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """and its accuracy has come no further than this share of the way from guessing to perfect,"""
+    collapsed_decisions: Positive = 3
+    """in so many decisions in a row."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.governor_window % 2 == 0:
+            raise ValueError("governor_window must be odd, so that one loss stands in the middle")
+        if self.learned_guesses >= self.collapsed_guesses:
+            raise ValueError("learned_guesses must be below collapsed_guesses, or what was learned counts as collapsed")
+        return self
+
+
 class TrainingConfig(Frozen):
     """Length and pace of an episode."""
 
@@ -163,6 +190,8 @@ class ObjectiveConfig(Frozen):
     """Share of a contribution that is credited before the seed is committed."""
     intervention_charge: NonNegative = 0.001
     """Charge for each thing asked for, where interventions are charged."""
+    rollback_penalty: NonNegative = 0.3
+    """What a rollback costs, in the unit of the utility, whatever else is paid for."""
 
 
 class PPOConfig(Frozen):
@@ -224,6 +253,7 @@ class PopulationConfig(Frozen):
     training: TrainingConfig = TrainingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     growth: GrowthConfig = GrowthConfig()
+    governor: GovernorConfig = GovernorConfig()
     recording: RecordConfig = RecordConfig()
     device: str = "cpu"
     """Device of the tensors: cpu or cuda."""

@@ -3,7 +3,7 @@
 Shape suffixes: R rows, S slots, B blueprints, O operations.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from functools import cache
 from typing import Self
@@ -191,6 +191,20 @@ class Structure:
         table: np.ndarray = stage_table(BLENDED_STAGES).numpy()
         mask: np.ndarray = table[self.stage] & self.visible
         return mask
+
+    def without(self, culled_RS: np.ndarray) -> "Structure":
+        """The same after a cull of some seeds (bool [R, S]), of which the host has only just heard."""
+        if not culled_RS.any():
+            return self
+        return replace(
+            self,
+            stage=np.where(culled_RS, int(Stage.CULLED), self.stage),
+            blueprint=np.where(culled_RS, _INT_EMPTY["blueprint"], self.blueprint),
+            operator=np.where(culled_RS, _INT_EMPTY["operator"], self.operator),
+            seed_id=np.where(culled_RS, _INT_EMPTY["seed_id"], self.seed_id),
+            visible=self.visible & ~culled_RS,
+            fading=self.fading & ~culled_RS,
+        )
 
 
 STAGES_OF_OP: dict[Op, frozenset[Stage]] = {

@@ -55,6 +55,7 @@ def collect(
         rollout.store(decision, situation.observation, made, running_R)
         payment = environment.step(made.action_RH, Scores(made.log_prob_RH, made.value_R), made.flag)
         rollout.pay(decision, payment.reward_R)
+        running_R = ~payment.over_R
         if each is not None:
             each(decision, payment)
         if not payment.done:

@@ -45,6 +45,9 @@ class Payment:
         Sum of the parts.
     parts
         By term of the objective, [R] each.
+    over_R
+        Bool: the row's episode broke off, now or earlier, because the governor rolled the row back, or its twin.
+        Nothing more is paid to it, and nothing that it still does counts.
     done
         The episode is over, for every row.
     steps
@@ -53,6 +56,7 @@ class Payment:
 
     reward_R: Tensor
     parts: dict[str, Tensor]
+    over_R: Tensor
     done: bool
     steps: tuple[Step, ...] = ()
 
@@ -224,6 +228,7 @@ class GrowthEnvironment:
             evaluation.accuracy_R,
             nobody_R[:, None],
             nobody_R,
+            self.episode.governor.retired_R,
             self.horizon - self.episode.decision,
         )
 
@@ -251,8 +256,9 @@ class GrowthEnvironment:
             view.val_accuracy_R,
             (slots.stage == int(Stage.FOSSILIZED)) & ~committed_RS,
             (action_RH[:, Head.OP] != int(Op.WAIT)) & self.contexts.grows_R,
+            episode.governor.retired_R,
             self.horizon - episode.decision,
         )
         episode.reward = parts = self.objective.pay(standing)
         reward_R = torch.stack(list(parts.values())).sum(0)
-        return Payment(reward_R, parts, episode.done, () if step is None else (step,))
+        return Payment(reward_R, parts, self.objective.over_R, episode.done, () if step is None else (step,))

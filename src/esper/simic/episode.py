@@ -6,24 +6,28 @@ Shapes: R rows, S slots, C gate checks, H heads, O operations.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from esper.kasmina.population import Population
+from esper.kasmina.snapshot import Snapshot
 from esper.leyline.actions import HEAD_COUNT, Blueprint, SiteKind
 from esper.leyline.checks import GateReport, Outcome
 from esper.leyline.clock import PhaseClock
 from esper.leyline.config import PopulationConfig
+from esper.leyline.panics import Panic
 from esper.leyline.slots import EMPTY_SLOT, NOT_MEASURED, Structure, legal_ops
-from esper.leyline.transfer import Cargo, Parcel, deliver
+from esper.leyline.transfer import Cargo, Parcel
 from esper.leyline.view import Controller, PopulationView, Scores
 from esper.simic.contexts import Contexts, noisy_labels
 from esper.tamiyo.controllers.registry import make_controller
 from esper.tamiyo.policy.distribution import raise_flag
 from esper.tolaria.batches import BatchOrder
 from esper.tolaria.evaluation import measure
+from esper.tolaria.governor import Governor
 from esper.tolaria.tasks import Task
 from esper.tolaria.training import Trainer
 
@@ -60,7 +64,11 @@ class Step:
     reward
         Parts of each row's reward [R] by term; empty where nobody is paid.
     train_loss_R, val_loss_R, val_accuracy_R
-        Mean training loss of the decision; loss and accuracy on reward-validation after it.
+        Mean training loss of the decision; loss and accuracy on reward-validation after it. For a row that failed in
+        this decision what was measured before it was rolled back; for one that failed earlier those of its last good
+        state.
+    panic_R, culled_RS
+        Why the governor rolled a row back after the decision (values of `Panic`), and the seeds that this cost.
     """
 
     decision: int
@@ -81,6 +89,16 @@ class Step:
     train_loss_R: np.ndarray
     val_loss_R: np.ndarray
     val_accuracy_R: np.ndarray
+    panic_R: np.ndarray
+    culled_RS: np.ndarray
+
+
+class _Losses(NamedTuple):
+    """Measured after a decision; see `PopulationView`."""
+
+    train_loss_R: Tensor
+    val_loss_R: Tensor
+    val_accuracy_R: Tensor
 
 
 class Episode:
@@ -160,7 +178,14 @@ class Episode:
         self.trainer.rate_R.copy_(contexts.rate_R)
         self.decision = 0
         unmeasured_R = torch.full((population.rows,), NOT_MEASURED, device=population.device)
-        self._train_loss_R = self._val_loss_R = self._val_accuracy_R = unmeasured_R
+        self.governor = Governor(config.governor, task.data.classes, population.rows, population.device)
+        self._snapshot = Snapshot(population)
+        self._measured = _Losses(unmeasured_R, unmeasured_R, unmeasured_R)
+        """Of the last decision, as they came."""
+        self._good = self._seen = self._measured
+        """Of the last good state of each row; what is seen of it: that, once it failed."""
+        self._panic_R = torch.zeros_like(unmeasured_R, dtype=torch.int64)
+        self._culled_RS = torch.zeros_like(population.slots.stage, dtype=torch.bool)
         self._last: Outcome | None = None
         self._structure = population.structure
         self._legal_RO = legal_ops(population.slots, population.fits_SB).any(2)
@@ -198,22 +223,39 @@ class Episode:
             self._legal_RO = legal_ops(population.slots, population.fits_SB).any(2)
             self.controller.observe(view)
         with phase("act"):
-            # A twin waits, whatever its controller wants: WAIT is all zeros.
-            self._action_RH = self.controller.act() * self.contexts.grows_R[:, None]
+            # A twin waits, and who was rolled back does, whatever the controller wants: WAIT is all zeros.
+            acts_R = self.contexts.grows_R & ~self.governor.retired_R
+            self._action_RH = self.controller.act() * acts_R[:, None]
         with phase("apply"):
-            self._structure = population.structure
             flag = self.controller.flag
-            flags = [] if flag is None else [Parcel.pack({"flag": flag})]
-            self._last, cargo = population.decide(self._action_RH, self._gates, *parcels, *flags)
-            if flags:
+            news = {"culled_RS": self._culled_RS} | ({} if flag is None else {"flag": flag})
+            known = population.structure
+            self._last, cargo = population.decide(self._action_RH, self._gates, *parcels, Parcel.pack(news))
+            # Of a rollback after the decision before, the host hears only now.
+            self._structure = known.without(cargo[-1]["culled_RS"])
+            if flag is not None:
                 raise_flag(int(cargo[-1]["flag"]))
         with phase("train"):
-            self._train_loss_R = self.trainer.run(self.config.training.updates_per_decision)
+            train_loss_R = self.trainer.run(self.config.training.updates_per_decision)
         with phase("measure"):
             evaluation = measure(population, self.task.data.reward_validation)
-            self._val_loss_R, self._val_accuracy_R = evaluation.loss_R, evaluation.accuracy_R
+        with phase("govern"):
+            self._govern(_Losses(train_loss_R, evaluation.loss_R, evaluation.accuracy_R))
         self.decision += 1
         return _step(cargo[0], before, structure) if parcels else None
+
+    def _govern(self, measured: _Losses) -> None:
+        """Roll back the rows that failed, before anybody sees them, and keep the others.
+
+        A row that failed earlier trains on with the rest, as the kernels are shared, and is put back each time.
+        """
+        governor = self.governor
+        verdict = governor.judge(*measured, self.population.hosts.norm_sum)
+        self._panic_R, self._measured = verdict.panic_R, measured
+        self._culled_RS = self._snapshot.restore(governor.retired_R)
+        self._snapshot.take(verdict.good_R)
+        self._good = _chosen(verdict.good_R, measured, self._good)
+        self._seen = _chosen(governor.retired_R, self._good, measured)
 
     def view(self) -> PopulationView:
         """Give the state before the next decision, as controllers see it."""
@@ -224,10 +266,8 @@ class Episode:
             slots=population.slots,
             slot_config=self.task.host.slot_config,
             fits_SB=population.fits_SB,
-            gates=population.gate_report(self._val_loss_R),
-            train_loss_R=self._train_loss_R,
-            val_loss_R=self._val_loss_R,
-            val_accuracy_R=self._val_accuracy_R,
+            gates=population.gate_report(self._seen.val_loss_R),
+            **self._seen._asdict(),
             host_parameters=population.hosts.layer.parameter_count,
             classes=self.task.data.classes,
             price_R=self.contexts.price_R,
@@ -238,12 +278,14 @@ class Episode:
     def step(self) -> Step:
         """Copy the last decision to the host, in a transfer of its own: for the end of an episode.
 
+        It brings the population in line with its slots, so that seeds that a rollback culled are gone from it.
+
         Raises
         ------
         RuntimeError
             No decision was made yet.
         """
-        (cargo,) = deliver(self._parcel())
+        (cargo,) = self.population.settle(self._parcel())
         return _step(cargo, self.decision - 1, self._structure)
 
     def _parcel(self) -> Parcel:
@@ -251,6 +293,7 @@ class Episode:
         if self._action_RH is None or self._gates is None or self._last is None:
             raise RuntimeError("call advance() before step()")
         scores = self.controller.scores or self._no_scores
+        told = _chosen(self._panic_R != int(Panic.NONE), self._measured, self._seen)
         tensors = {
             "action_RH": self._action_RH,
             "legal_RO": self._legal_RO,
@@ -258,13 +301,18 @@ class Episode:
             "value_R": scores.value_R,
             **{f"{f.name}_R": getattr(self._last, f.name) for f in fields(Outcome)},
             **{f.name: getattr(self._gates, f.name) for f in fields(GateReport)},
-            "train_loss_R": self._train_loss_R,
-            "val_loss_R": self._val_loss_R,
-            "val_accuracy_R": self._val_accuracy_R,
+            **told._asdict(),
+            "panic_R": self._panic_R,
+            "culled_RS": self._culled_RS,
             **{f"slots.{name}": getattr(self.population.slots, name) for name in EMPTY_SLOT},
             **{f"reward.{name}": part_R for name, part_R in self.reward.items()},
         }
         return Parcel.pack(tensors)
+
+
+def _chosen(first_R: Tensor, first: _Losses, second: _Losses) -> _Losses:
+    """The first where the mask holds, the second elsewhere."""
+    return _Losses(*(torch.where(first_R, one, other) for one, other in zip(first, second, strict=True)))
 
 
 def _step(cargo: Cargo, decision: int, structure: Structure) -> Step:

@@ -55,7 +55,9 @@ class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
 
     All rows begin and end together, and an end is a termination: nothing comes after the horizon, so that nothing is
     truncated. Autoreset is `NEXT_STEP`: the step after the last ignores its actions, begins the next episode and pays
-    0. Between the two the grown population is still there, in `environment.episode`.
+    0. Between the two the grown population is still there, in `environment.episode`. A row whose episode breaks off
+    before (see `over`) cannot begin another one by itself: it waits for the others and is paid 0, and what it does
+    there is to be left out of what is learned.
 
     Every info, also that of a reset, has the same arrays:
 
@@ -68,6 +70,8 @@ class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
         Whether the last action was performed, and the `Check` that refused it (0: none did).
     `parts_<term>` float32 [N]
         Terms of the objective, which sum to the reward.
+    `over` bool [N]
+        The row's episode broke off with this step or earlier, because the governor rolled the row back, or its twin.
     `twin` bool [N]
         Rows that never grow, whatever their actions: what the others of their group are compared with.
     `episode_number` int64 [N]
@@ -168,7 +172,7 @@ class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
         environment, masks = self.environment, situation.masks
         last, grows_N = environment.episode.view().last, environment.contexts.grows_R
         nothing_N = torch.zeros(self.num_envs, device=grows_N.device)
-        parts = dict.fromkeys(environment.objective.terms, nothing_N) if payment is None else payment.parts
+        parts = dict.fromkeys(environment.objective.parts, nothing_N) if payment is None else payment.parts
         tensors = {
             "slots": situation.observation.slot_RSF,
             "run": situation.observation.run_RF,
@@ -179,6 +183,7 @@ class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
             "accepted": torch.ones_like(grows_N) if last is None else last.accepted,
             "refused_by": torch.full_like(grows_N, Check.NONE, dtype=torch.int64) if last is None else last.refused_by,
             **{f"parts_{name}": part_N for name, part_N in parts.items()},
+            "over": torch.zeros_like(grows_N) if payment is None else payment.over_R,
             "twin": ~grows_N,
             "episode_number": torch.full_like(grows_N, self.number, dtype=torch.int64),
         }
@@ -190,8 +195,9 @@ class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
 class GrowthEnv(gymnasium.Env[Observed, NDArray[np.int64]]):
     """One host that grows, compared with a twin that never does and is not shown.
 
-    Spaces and infos are those of one row of `GrowthVectorEnv` (without `twin`); `action_masks` is what sb3-contrib
-    asks for. Environments that learn side by side need different seeds.
+    Spaces and infos are those of one row of `GrowthVectorEnv` (without `twin`), but an episode that breaks off
+    terminates at once; `action_masks` is what sb3-contrib asks for. Environments that learn side by side need
+    different seeds.
 
     Parameters
     ----------
@@ -208,6 +214,7 @@ class GrowthEnv(gymnasium.Env[Observed, NDArray[np.int64]]):
     def __init__(self, environment: GrowthEnvironment) -> None:
         self._pair = GrowthVectorEnv(environment)
         self._mask: NDArray[np.bool_] | None = None
+        self._over = False
         if self._pair.num_envs != 2:
             raise EsperError(f"GrowthEnv: needs an environment of one group of 2, got {self._pair.num_envs} rows")
         self.metadata = {"render_modes": []}
@@ -218,17 +225,19 @@ class GrowthEnv(gymnasium.Env[Observed, NDArray[np.int64]]):
         """Begin an episode; see `GrowthVectorEnv.reset`."""
         super().reset(seed=seed)
         observation, info = self._pair.reset(seed=seed, options=options)
+        self._over = False
         return self._grower(observation, info)
 
     def step(self, action: NDArray[np.int64]) -> tuple[Observed, float, bool, bool, Info]:
         """Perform one decision; see `GrowthVectorEnv.step`. After the last one only `reset` is possible."""
-        if self._pair._over:
+        if self._over:
             raise ResetNeeded("the episode is over: call reset()")
         given = np.asarray(action)
         # The twin waits, which is all zeros.
         observation, reward, terminated, truncated, info = self._pair.step(np.stack((np.zeros_like(given), given)))
         seen, told = self._grower(observation, info)
-        return seen, float(reward[1]), bool(terminated[1]), bool(truncated[1]), told
+        self._over = bool(terminated[1]) or told["over"]
+        return seen, float(reward[1]), self._over, bool(truncated[1]), told
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Bool [sum of the heads' choices]: `action_mask_flat` of the present state."""

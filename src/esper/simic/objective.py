@@ -9,7 +9,7 @@ Shapes: R rows, S slots.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -42,6 +42,8 @@ class Standing:
         Contributions of the seeds that were committed in this decision.
     acted_R
         1 where something was asked for, 0 for WAIT.
+    retired_R
+        Bool: the governor rolled the row back, now or earlier.
     left
         Decisions left in the episode.
     """
@@ -54,9 +56,12 @@ class Standing:
     committed_R: Tensor
     fresh_R: Tensor
     acted_R: Tensor
+    retired_R: Tensor
     left: int
 
 
+PENALTY = "penalty"
+"""Part of every reward: what a rollback costs."""
 Term = Callable[["Objective", Standing, Standing], Tensor]
 
 
@@ -87,6 +92,13 @@ class Objective:
     gamma
         Discount of whoever learns from it.
 
+    Attributes
+    ----------
+    parts
+        Names of the parts of a reward.
+    over_R
+        Bool: nothing more is paid to the row, because it was rolled back, or its twin was.
+
     Raises
     ------
     ValueError
@@ -97,6 +109,8 @@ class Objective:
         self.config, self.contexts = config, contexts
         check_gamma(config, gamma)
         self.terms = PRESETS[config.preset]
+        self.parts = (*self.terms, PENALTY)
+        self.over_R = torch.zeros_like(contexts.grows_R)
         self._drip_R = torch.zeros_like(contexts.price_R)
         """What is paid at each decision that is left, for seeds committed earlier."""
 
@@ -105,9 +119,22 @@ class Objective:
         self._before = standing
 
     def pay(self, after: Standing) -> dict[str, Tensor]:
-        """Give the parts of each row's reward [R] for the decision that led to this state; they sum to it."""
-        parts = {name: TERMS[name](self, self._before, after) for name in self.terms}
-        self._before = after
+        """Give the parts of each row's reward [R] for the decision that led to this state; they sum to it.
+
+        The episode of a row that was rolled back ends in the state before the decision: it is paid what such an end
+        brings (for changes of a state function nothing), less the penalty. The others of its group are paid the same
+        without a penalty if it was their twin: there is nothing left to compare them with.
+        """
+        before, retired_R = self._before, after.retired_R
+        over_R = retired_R | retired_R[self.contexts.twin_R]
+        ends_R = over_R & ~self.over_R
+        end = replace(before, fresh_R=torch.zeros_like(before.fresh_R), acted_R=after.acted_R, left=0)
+        parts = {}
+        for name in self.terms:
+            paid_R = torch.where(ends_R, TERMS[name](self, before, end), TERMS[name](self, before, after))
+            parts[name] = paid_R.masked_fill(self.over_R, 0.0)
+        parts[PENALTY] = -self.config.rollback_penalty * (ends_R & retired_R & self.contexts.grows_R)
+        self._before, self.over_R = after, over_R
         return parts
 
     def lead(self, standing: Standing) -> Tensor:
@@ -235,7 +262,14 @@ class Appraiser:
         self._potential = _POTENTIAL.to(device)
 
     def standing(
-        self, slots: SlotTensors, loss_R: Tensor, accuracy_R: Tensor, fresh_RS: Tensor, acted_R: Tensor, left: int
+        self,
+        slots: SlotTensors,
+        loss_R: Tensor,
+        accuracy_R: Tensor,
+        fresh_RS: Tensor,
+        acted_R: Tensor,
+        retired_R: Tensor,
+        left: int,
     ) -> Standing:
         """State after a decision.
 
@@ -247,6 +281,8 @@ class Appraiser:
             Bool: seeds that were committed in this decision.
         acted_R
             Bool: something was asked for.
+        retired_R
+            Bool: the row was rolled back, now or earlier.
         left
             Decisions left.
         """
@@ -264,5 +300,6 @@ class Appraiser:
             committed_R=(worth_RS * committed_RS).sum(1),
             fresh_R=(worth_RS * fresh_RS).sum(1),
             acted_R=acted_R.float(),
+            retired_R=retired_R,
             left=left,
         )

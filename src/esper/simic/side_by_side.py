@@ -88,6 +88,7 @@ class SideBySide:
         return Payment(
             reward_R=torch.cat([payment.reward_R for payment in payments]),
             parts={name: torch.cat([payment.parts[name] for payment in payments]) for name in first.parts},
+            over_R=torch.cat([payment.over_R for payment in payments]),
             done=first.done,
             steps=tuple(step for payment in payments for step in payment.steps),
         )

@@ -1,0 +1,100 @@
+"""The governor: looks at every row after each decision, and says which of them failed.
+
+A row fails if something about its host is not finite, if its loss is far above its own history, or if it is back at
+chance after it had learned something. All limits are relative to the loss of guessing, so that no number of classes
+hides a failure. Whole-tensor functions on the device: nothing is read back.
+
+Shapes: R rows, W remembered losses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from esper.leyline.config import GovernorConfig
+from esper.leyline.panics import Panic
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the governor thinks of each row after a decision.
+
+    Attributes
+    ----------
+    panic_R
+        Int64, values of `Panic`: why a row failed in this decision.
+    good_R
+        Bool: the row is well, and worth returning to. One that may be about to fail is neither.
+    """
+
+    panic_R: Tensor
+    good_R: Tensor
+
+
+class Governor:
+    """Judges the rows of one population over one episode.
+
+    Parameters
+    ----------
+    config
+        Limits.
+    classes
+        Of the task: ln of it is the loss of guessing.
+    rows, device
+        Of the population.
+
+    Attributes
+    ----------
+    retired_R
+        Bool: the row failed, now or earlier; nothing is judged of it any more.
+    """
+
+    def __init__(self, config: GovernorConfig, classes: int, rows: int, device: torch.device | str) -> None:
+        self._config = config
+        self._guess = math.log(classes)
+        self._guessing_accuracy = 1 / classes + config.collapsed_accuracy * (1 - 1 / classes)
+        self._loss_RW = torch.full((rows, config.governor_window), self._guess, device=device)
+        self._judged = 0
+        self._learned_R = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._guesses_R = torch.zeros(rows, dtype=torch.int64, device=device)
+        """Decisions in a row at chance."""
+        self.retired_R = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    @torch.no_grad()
+    def judge(self, train_loss_R: Tensor, val_loss_R: Tensor, val_accuracy_R: Tensor, norm_R: Tensor) -> Verdict:
+        """Judge every row by one decision.
+
+        Parameters
+        ----------
+        train_loss_R
+            Mean over the updates of the decision (nats).
+        val_loss_R, val_accuracy_R
+            On reward-validation after them (nats, share).
+        norm_R
+            Sum of the norms of the host's gradients in these updates.
+        """
+        config, loss_RW, guess = self._config, self._loss_RW, self._guess
+        val_loss_R = val_loss_R.float()
+        finite_R = train_loss_R.isfinite() & val_loss_R.isfinite() & norm_R.isfinite()
+        median_R = loss_RW.median(1).values
+        deviation_R = (loss_RW - median_R[:, None]).abs().median(1).values
+        room_R = (config.diverged_deviations * deviation_R).clamp_min(config.diverged_guesses * guess)
+        excess_R = val_loss_R - median_R
+        self._learned_R |= median_R < config.learned_guesses * guess
+        guessing_R = (val_loss_R > config.collapsed_guesses * guess) & (val_accuracy_R <= self._guessing_accuracy)
+        fallen_R = self._learned_R & guessing_R
+        self._guesses_R.add_(1).mul_(fallen_R)
+        collapsed_R = self._guesses_R >= config.collapsed_decisions
+        panic_R = torch.where(collapsed_R, int(Panic.COLLAPSED), int(Panic.NONE))
+        panic_R.masked_fill_(excess_R > room_R, int(Panic.DIVERGED))
+        panic_R.masked_fill_(~finite_R, int(Panic.NOT_FINITE))
+        panic_R.masked_fill_(self.retired_R, int(Panic.NONE))
+        self.retired_R = self.retired_R | (panic_R != int(Panic.NONE))
+        # A median does not mind the order of its values.
+        loss_RW[:, self._judged % config.governor_window] = val_loss_R.nan_to_num(guess, guess, guess)
+        self._judged += 1
+        return Verdict(panic_R, ~self.retired_R & ~fallen_R & (excess_R <= room_R / 2))
