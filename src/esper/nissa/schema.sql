@@ -119,6 +119,7 @@ CREATE TABLE episode (
     twin_round INTEGER,                     -- the control with the same initialisation and data that never grows;
     twin_row INTEGER,                       -- NULL: this is one, or there is none
     status TEXT NOT NULL CHECK (status IN ('running', 'finished', 'interrupted', 'rolled back')),
+    status_reason TEXT,                     -- why it was rolled back, in words; NULL: it was not
     price_nats REAL NOT NULL,               -- of one unit of ln(1 + added / host parameters)
     learning_rate REAL NOT NULL,            -- its peak
     label_noise_share REAL NOT NULL,        -- wrong training labels
@@ -205,19 +206,19 @@ CREATE TABLE slot (
     PRIMARY KEY (round, decision, row, slot)
 ) STRICT, WITHOUT ROWID;
 
--- Every transition asked for or made by the clock, allowed or refused.
+-- Every transition asked for, allowed or refused, and those made by the clock and by the governor.
 CREATE TABLE transition (
     round INTEGER NOT NULL,
     decision INTEGER NOT NULL,
     row INTEGER NOT NULL,
-    step INTEGER NOT NULL,                  -- order within the decision: 0 the action, then the clock
+    step INTEGER NOT NULL,                  -- order within the decision: 0 the action, then the clock, then the governor
     slot INTEGER NOT NULL,                  -- as it was named, even where it does not exist
     seed INTEGER,                           -- the how manieth of its row; NULL: there is none
     blueprint TEXT,
     operator TEXT,
     parameters INTEGER,                     -- of the seed
     actor TEXT NOT NULL,                    -- controller, clock, governor
-    op TEXT NOT NULL,                       -- what was asked for; clock: time passed
+    op TEXT NOT NULL,                       -- what was asked for; clock: time passed; rollback: the host had failed
     before TEXT NOT NULL,                   -- stage
     after TEXT NOT NULL,                    -- the same stage where it was refused
     allowed INTEGER NOT NULL CHECK (allowed IN (0, 1)),

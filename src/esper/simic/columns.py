@@ -25,11 +25,12 @@ from esper.leyline.actions import (
     Style,
 )
 from esper.leyline.checks import ALL_GATE_CHECKS, CHECK_TEXT, Check, Gate
+from esper.leyline.panics import PANIC_TEXT, Panic
 from esper.leyline.slots import Structure
 from esper.leyline.stages import OCCUPIED_STAGES, STAGE_COUNT, Stage, stage_table
 from esper.nissa.schema import QUANTITIES
 from esper.simic.episode import Step
-from esper.simic.story import Transitions
+from esper.simic.story import ROLLBACK, Transitions
 
 Columns = dict[str, Any]
 NULL = math.nan
@@ -82,6 +83,8 @@ _CLOCK_REASONS = _names(
     STAGE_COUNT,
 )
 """Why the clock moved a slot on, by the stage that it left."""
+PANICS = _names({panic: PANIC_TEXT[panic] for panic in PANIC_TEXT}, len(Panic))
+"""Why a row was rolled back, by the value of `Panic`; NULL for NONE."""
 
 
 def merge(steps: Sequence[Step]) -> Step:
@@ -156,7 +159,9 @@ def slot_columns(step: Step) -> Columns:
 
 def transition_columns(told: Transitions, parameters_SBO: np.ndarray) -> Columns:
     """Columns of `transition`; `parameters_SBO` counts those of each blueprint and operator in each slot."""
-    seed = told.seed >= 0
+    seed, governor = told.seed >= 0, told.panic != Panic.NONE
+    actor = np.select([told.by_clock, governor], ["clock", "governor"], "controller")
+    reason = np.where(told.by_clock, _CLOCK_REASONS[told.before], _REASONS[told.refused_by])
     of_seed = np.where(seed, told.slot, 0), told.blueprint, told.operator
     quantities: dict[str, np.ndarray] = {}
     for at, check in enumerate(ALL_GATE_CHECKS):
@@ -171,15 +176,15 @@ def transition_columns(told: Transitions, parameters_SBO: np.ndarray) -> Columns
         "blueprint": or_null(seed, _BLUEPRINTS[told.blueprint]),
         "operator": or_null(seed, _OPERATORS[told.operator]),
         "parameters": or_null(seed, parameters_SBO[of_seed]),
-        "actor": np.where(told.by_clock, "clock", "controller").astype(object),
-        "op": np.where(told.by_clock, "clock", _op_names(told.op)),
+        "actor": actor.astype(object),
+        "op": np.where(told.by_clock, "clock", np.where(governor, ROLLBACK, _op_names(told.op))),
         "before": _STAGES[told.before],
         "after": _STAGES[told.after],
         "allowed": told.accepted.astype(int),
         "gate": _GATES[told.gate],
         "refused_by": _CHECKS[told.refused_by],
         "failed_checks": _failed(told.passed_NC),
-        "reason": np.where(told.by_clock, _CLOCK_REASONS[told.before], _REASONS[told.refused_by]),
+        "reason": np.where(governor, PANICS[told.panic], reason),
         **quantities,
     }
 

@@ -20,11 +20,12 @@ from torch import Tensor
 from esper.kasmina.blueprints.registry import seed_cost
 from esper.leyline.actions import Blueprint, Operator
 from esper.leyline.config import PopulationConfig, RunConfig, TrainConfig
+from esper.leyline.panics import Panic
 from esper.leyline.stages import BLENDED_STAGES, Stage, stage_table
 from esper.nissa.machine import hardware, software
 from esper.nissa.store import RunStore
 from esper.nissa.writer import Change, Rows
-from esper.simic.columns import Columns, decision_columns, merge, or_null, slot_columns, transition_columns
+from esper.simic.columns import PANICS, Columns, decision_columns, merge, or_null, slot_columns, transition_columns
 from esper.simic.episode import Episode, Step
 from esper.simic.layers import LayerReport
 from esper.simic.ppo import HeadReport, UpdateReport
@@ -91,6 +92,7 @@ class RoundRecorder:
         self._store, self._number, self._episode = store, number, episode
         self._full = episode.config.recording.record == "full"
         self._step: Step | None = None
+        self._panic_R = np.full(episode.population.rows, int(Panic.NONE))
         self._timed = 0
         self._waiting: deque[Step] = deque()
         population, training = episode.population, episode.config.training
@@ -132,6 +134,7 @@ class RoundRecorder:
     def decision(self, step: Step) -> None:
         """Record a decision, and what the phases have taken since the last time."""
         self._step = step
+        self._panic_R = np.maximum(self._panic_R, step.panic_R)
         self._waiting.append(step)
         rows, slots = step.structure.stage.shape
         if not self._store.add(rows * (2 + slots), self._decision_writes):
@@ -171,10 +174,16 @@ class RoundRecorder:
         Parameters
         ----------
         status, results
-            Columns of `episode`, those of the end that the decisions do not tell.
+            Columns of `episode`, those of the end that the decisions do not tell. The status is that of the rows that
+            were not rolled back.
         """
         ended = time.time()
-        columns = self._episodes | {"status": status, **self._growth(), **results}
+        failed_R = self._panic_R != int(Panic.NONE)
+        ends = {
+            "status": np.where(failed_R, "rolled back", status).astype(object),
+            "status_reason": PANICS[self._panic_R],
+        }
+        columns = self._episodes | ends | self._growth() | dict(results)
         writes: list[Rows | Change] = [
             Rows("episode", columns, replace=True),
             Change("round", {"ended_unix_s": ended}, {"round": self._number}),

@@ -24,6 +24,7 @@ from esper.leyline.actions import (
     Style,
 )
 from esper.leyline.checks import ALL_GATE_CHECKS, CHECK_TEXT, GATE_CHECKS, GATE_OF_STAGE, Check
+from esper.leyline.panics import PANIC_TEXT, Panic
 from esper.leyline.sites import SlotConfig
 from esper.leyline.stages import (
     ADVANCE_TARGET,
@@ -35,6 +36,8 @@ from esper.leyline.stages import (
 )
 from esper.simic.episode import Step
 
+ROLLBACK = "rollback"
+"""What the governor does, where a controller would name an operation."""
 _OPS = frozenset(Op)
 _JUDGED_OPS = [int(op) for op in (Op.ADVANCE, Op.FOSSILIZE, Op.CULL)]
 _MOST_CLOCK_STEPS = len(WAITING_STAGES) + 1
@@ -76,15 +79,17 @@ class Event:
     Attributes
     ----------
     actor
-        "controller" for an action, "clock" for a transition that only time makes.
+        "controller" for an action, "clock" for a transition that only time makes, "governor" for a rollback.
     what
-        The operation, or "clock".
+        The operation, or "clock", or "rollback".
     detail
         The choices of the heads that the operation uses.
     refused_by
         The check that refused it, None where it was accepted.
     checks
         Every check of the gate that was asked, or, for a cull, of the gate that the seed stood before.
+    panic
+        Why the host was rolled back, where it was.
     """
 
     decision: int
@@ -97,10 +102,13 @@ class Event:
     refused_by: str | None
     detail: dict[str, Any]
     checks: tuple[CheckResult, ...]
+    panic: Panic
 
     @property
     def reason(self) -> str:
-        """The checks in words, the decisive one first."""
+        """The checks in words, the decisive one first; or why the host was rolled back."""
+        if self.panic is not Panic.NONE:
+            return PANIC_TEXT[self.panic]
         if self.refused_by is not None and not self.checks:
             return CHECK_TEXT[Check[self.refused_by]]
         ordered = sorted(self.checks, key=lambda c: c.name != self.refused_by)
@@ -109,20 +117,22 @@ class Event:
 
 @dataclass(frozen=True)
 class Transitions:
-    """Every transition of one decision that was asked for or that the clock made, by row, each row's in order.
+    """Every transition of one decision, by row, each row's in order.
 
     Attributes
     ----------
     row, slot
         Whose; the slot as it was named.
     order
-        Within the row: 0 is the action, the clock follows.
+        Within the row: 0 is the action, the clock follows, then the governor.
     seed, blueprint, operator
         Of the seed, before the decision or, where it germinated, after it; seed -1 where there is none.
     by_clock
         Time made it; nobody asked.
+    panic
+        Value of `Panic`: why the governor culled the seed, NONE where it did not.
     op
-        What was asked for, WAIT where it was the clock.
+        What was asked for, WAIT where nobody asked.
     before, after, accepted, refused_by
         Stages, and what came of it (values of `Stage` and `Check`).
     gate
@@ -138,6 +148,7 @@ class Transitions:
     blueprint: np.ndarray
     operator: np.ndarray
     by_clock: np.ndarray
+    panic: np.ndarray
     op: np.ndarray
     before: np.ndarray
     after: np.ndarray
@@ -149,7 +160,7 @@ class Transitions:
 
 
 def transitions_of(step: Step) -> Transitions:
-    """What happened in one decision: each row's action first, then the clock."""
+    """What happened in one decision: each row's action first, then the clock, then the governor."""
     op_R, named_R = step.action_RH[:, Head.OP], step.action_RH[:, Head.SLOT]
     stages = step.structure.stage.copy()
     acted = np.flatnonzero(op_R != Op.WAIT)
@@ -163,15 +174,17 @@ def transitions_of(step: Step) -> Transitions:
         stages[row, slot] = _AFTER_CLOCK[before]
         moves.append((row, slot, before, stages[row, slot]))
     every = np.concatenate([np.stack(move) for move in moves], 1)
-    by_clock = np.arange(every.shape[1]) >= len(acted)
+    unasked = np.arange(every.shape[1]) >= len(acted)
+    culled = np.zeros_like(unasked)
+    culled[unasked] = step.culled_RS[every[0, unasked], every[1, unasked]]
     # Stable: what the clock does to one slot stays in order.
-    sorting = np.lexsort((every[1] * by_clock, by_clock, every[0]))
-    (row, slot, before, after), by_clock = every[:, sorting], by_clock[sorting]
+    sorting = np.lexsort((every[1] * unasked, culled, unasked, every[0]))
+    (row, slot, before, after), unasked, culled = every[:, sorting], unasked[sorting], culled[sorting]
     first_of_row = np.searchsorted(row, row)
     acts_R = op_R != Op.WAIT
-    op = np.where(by_clock, int(Op.WAIT), op_R[row])
-    refused_by = np.where(by_clock, int(Check.NONE), step.refused_by_R[row])
-    exists = exists_R[row] | by_clock
+    op = np.where(unasked, int(Op.WAIT), op_R[row])
+    refused_by = np.where(unasked, int(Check.NONE), step.refused_by_R[row])
+    exists = exists_R[row] | unasked
     at = row, np.where(exists, slot, 0)
     gate = np.where(exists & np.isin(op, _JUDGED_OPS) & _IS_GATE_CHECK[refused_by], _GATE_BEFORE[before], 0)
     theirs_NC = gate[:, None] == _GATE_OF_CHECK
@@ -188,11 +201,12 @@ def transitions_of(step: Step) -> Transitions:
         seed=np.where(exists, seed, -1),
         blueprint=blueprint,
         operator=operator,
-        by_clock=by_clock,
+        by_clock=unasked & ~culled,
+        panic=np.where(culled, step.panic_R[row], int(Panic.NONE)),
         op=op,
         before=before,
         after=after,
-        accepted=by_clock | step.accepted_R[row],
+        accepted=unasked | step.accepted_R[row],
         refused_by=refused_by,
         gate=gate,
         value_NC=np.where(theirs_NC, step.value_CRS[:, at[0], at[1]].T, np.nan),
@@ -201,7 +215,7 @@ def transitions_of(step: Step) -> Transitions:
 
 
 def events_of(step: Step, row: int, slots: SlotConfig) -> list[Event]:
-    """What happened to one row in one decision, in order: the action first, then the clock."""
+    """What happened to one row in one decision, in order: the action first, then the clock, then the governor."""
     told = transitions_of(step)
     return [_event(told, step, number, slots) for number in np.flatnonzero(told.row == row).tolist()]
 
@@ -209,19 +223,21 @@ def events_of(step: Step, row: int, slots: SlotConfig) -> list[Event]:
 def _event(told: Transitions, step: Step, number: int, slots: SlotConfig) -> Event:
     row, slot, op = (int(column[number]) for column in (told.row, told.slot, told.op))
     accepted, refused = bool(told.accepted[number]), Check(int(told.refused_by[number]))
-    clock = bool(told.by_clock[number])
+    clock, panic = bool(told.by_clock[number]), Panic(int(told.panic[number]))
+    governor = panic is not Panic.NONE
     known = op in _OPS
     return Event(
         decision=step.decision,
         slot=slots.slot_ids[slot] if 0 <= slot < slots.slots else f"slot {slot}",
-        actor="clock" if clock else "controller",
-        what="clock" if clock else Op(op).name.lower() if known else f"operation {op}",
+        actor="clock" if clock else "governor" if governor else "controller",
+        what="clock" if clock else ROLLBACK if governor else Op(op).name.lower() if known else f"operation {op}",
         before=Stage(int(told.before[number])).name,
         after=Stage(int(told.after[number])).name,
         accepted=accepted,
         refused_by=None if accepted else refused.name,
         detail=_choices(step, row, Op(op)) if known else {},
         checks=tuple(_check_result(told, step, number, at) for at in _checks_of(int(told.gate[number]))),
+        panic=panic,
     )
 
 

@@ -1,5 +1,5 @@
 -- What happened, when, and why?
--- Every transition asked for or made by the clock. `why`: the check that decided, with its value and limit.
+-- Every transition asked for or made by the clock or the governor. `why`: the check that decided, with its value and limit.
 WITH judged AS (
     SELECT t.*, meaning, limit_value, CASE quantity
         WHEN 'host_loss_nats' THEN host_loss_nats WHEN 'training_decisions' THEN training_decisions

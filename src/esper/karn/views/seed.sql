@@ -3,7 +3,7 @@
 -- `contribution_nats`: when it was last measured (level full). In the order of an index, so that the first rows come at once.
 SELECT
     round, (SELECT arm FROM round WHERE round.round = life.round) AS arm, row, seed, slot, blueprint, operator,
-    CASE WHEN committed_decision IS NOT NULL THEN 'committed' WHEN culled_decision IS NOT NULL THEN 'culled' ELSE 'alive' END AS fate,
+    CASE WHEN culled_decision IS NOT NULL THEN 'culled' WHEN committed_decision IS NOT NULL THEN 'committed' ELSE 'alive' END AS fate,
     germinated_decision, blended_decision, committed_decision, culled_decision, incubator_gain_nats, judged_nats,
     (SELECT contribution_nats FROM slot
         WHERE slot.round = life.round AND slot.row = life.row AND slot.slot = life.slot AND slot.seed = life.seed
