@@ -363,3 +363,42 @@ def test_without_gymnasium_it_says_what_to_install(monkeypatch):
     with pytest.raises(EsperError, match=r"^gymnasium is needed .*; run: pip install 'esper-grow\[gym\]'$"):
         importlib.import_module("esper.simic.gym_env")
     assert gymnasium is not None
+
+
+def spoiled(env, row):
+    env.episode.population.hosts.theta.detach()[row] = np.nan
+
+
+def test_a_row_that_is_rolled_back_waits_for_the_others():
+    env, calm = vector(), vector()
+    actions = random_actions(env, HORIZON)
+    for each in (env, calm):
+        each.reset(seed=1)
+    for number, action in enumerate(actions):
+        if number == 4:
+            spoiled(env.environment, 1)
+        observation, reward, terminated, truncated, info = env.step(action)
+        seen, paid, *_ = calm.step(action)
+        assert observation in env.observation_space
+        assert info["over"].tolist() == [row == 1 and number >= 4 for row in range(6)]
+        assert terminated.tolist() == [number == HORIZON - 1] * 6
+        assert not truncated.any()
+        np.testing.assert_array_equal(np.delete(reward, 1), np.delete(paid, 1))
+        np.testing.assert_array_equal(np.delete(observation["run"], 1, 0), np.delete(seen["run"], 1, 0))
+        assert reward[1] == (paid[1] if number < 4 else np.float32(-0.3) if number == 4 else 0)
+    # The next episode is one of all of them.
+    assert not env.step(actions[0])[4]["over"].any()
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_one_host_that_is_rolled_back_is_at_its_end(row):
+    env = single()
+    env.reset()
+    env.step(np.zeros(8, dtype=int))
+    spoiled(env._pair.environment, row)
+    _, reward, terminated, truncated, info = env.step(np.zeros(8, dtype=int))
+    assert (terminated, truncated, info["over"]) == (True, False, True)
+    assert reward == pytest.approx(-0.3 * row)
+    with pytest.raises(ResetNeeded, match="the episode is over"):
+        env.step(np.zeros(8, dtype=int))
+    assert env.reset()[1]["over"] is False

@@ -12,7 +12,7 @@ from esper.simic.collect import collect
 from esper.simic.objective import PENALTY, PRESETS
 from esper.simic.ppo import PPOAgent
 from esper.simic.rollout import Rollout
-from helpers.environments import PLAIN, environment, onward, play, reads_counted
+from helpers.environments import PLAIN, at_random, environment, onward, play, reads_counted
 from helpers.episodes import TASK_NAMES
 from helpers.faults import FAULTS, RowState, deadly_seed, exploding_rate, harmed, nan_in_weights
 from helpers.rollouts import small_policy
@@ -323,3 +323,12 @@ def test_actions_of_the_fault_are_recorded_as_waiting_afterwards():
     unmeasured = [bool(np.isnan(step.val_loss_R[ROW])) for step in steps[WHEN - 1 :]]
     assert unmeasured == [False, True, False, False, False]
     assert steps[-1].val_loss_R[ROW] == steps[WHEN - 1].val_loss_R[ROW]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_no_false_alarm_in_200_healthy_episodes(task):
+    env = environment(task=task, groups=50, size=4, horizon=12, updates=6, contexts=ContextConfig())
+    play(env, at_random(0))
+    assert not env.episode.governor.retired_R.any()
+    assert int(env.episode.population.slots.seeds_made.sum()) > 200

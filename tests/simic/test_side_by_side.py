@@ -110,3 +110,17 @@ def test_host_widths_share_the_groups_evenly():
     with pytest.raises(ValueError, match="each of 3 host_widths needs as many groups; 12 rows are 4 groups of 3"):
         configured(4)
     assert ContextConfig().host_widths == (1.0,)
+
+
+def test_a_row_of_one_population_breaks_off_alone():
+    env = populations(configured(), tasks_of())
+    row = env.slices[1].start + 1
+
+    def spoil(decision, payment):
+        if decision == 3:
+            env.parts[1].episode.population.hosts.theta.detach()[1] = torch.nan
+
+    played = play(env, at_random(3), 5, spoil)
+    over_DR = torch.stack([payment.over_R for payment in played.payments])
+    assert over_DR.nonzero().tolist() == [[decision, row] for decision in range(4, HORIZON)]
+    assert (played.part_DR("penalty") != 0).nonzero().tolist() == [[4, row]]

@@ -8,13 +8,11 @@ Shapes: R rows, S slots, N lanes of a bank.
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import torch
 from torch import Tensor
 
 from esper.kasmina.population import Population
-from esper.leyline.slots import EMPTY_SLOT, SlotTensors
+from esper.leyline.slots import EMPTY_SLOT
 from esper.leyline.stages import TERMINAL_STAGES, stage_table
 
 
@@ -38,10 +36,9 @@ class Snapshot:
         """Replace what is kept of some rows (bool) by their present state."""
         for bank in self._population.banks:
             bank.keep(good_R[bank.row_N])
-        for name in (field.name for field in fields(SlotTensors)):
+        for name in EMPTY_SLOT:
             kept = getattr(self._slots, name)
-            mask = good_R if kept.dim() == 1 else good_R[:, None]
-            torch.where(mask, getattr(self._population.slots, name), kept, out=kept)
+            torch.where(good_R[:, None], getattr(self._population.slots, name), kept, out=kept)
 
     @torch.no_grad()
     def restore(self, back_R: Tensor) -> Tensor:

@@ -80,8 +80,8 @@ class Governor:
         config, loss_RW, guess = self._config, self._loss_RW, self._guess
         val_loss_R = val_loss_R.float()
         finite_R = train_loss_R.isfinite() & val_loss_R.isfinite() & norm_R.isfinite()
-        median_R = loss_RW.median(1).values
-        deviation_R = (loss_RW - median_R[:, None]).abs().median(1).values
+        median_R = _median(loss_RW)
+        deviation_R = _median((loss_RW - median_R[:, None]).abs())
         room_R = (config.diverged_deviations * deviation_R).clamp_min(config.diverged_guesses * guess)
         excess_R = val_loss_R - median_R
         self._learned_R |= median_R < config.learned_guesses * guess
@@ -98,3 +98,8 @@ class Governor:
         loss_RW[:, self._judged % config.governor_window] = val_loss_R.nan_to_num(guess, guess, guess)
         self._judged += 1
         return Verdict(panic_R, ~self.retired_R & ~fallen_R & (excess_R <= room_R / 2))
+
+
+def _median(values_RW: Tensor) -> Tensor:
+    """The middle one of an odd number of values, [R]; sorted, because `median` is not deterministic on every device."""
+    return values_RW.sort(1).values[:, values_RW.shape[1] // 2]

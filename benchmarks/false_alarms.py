@@ -1,0 +1,70 @@
+"""False alarms of the governor: healthy episodes under random growth, and how near they come to its limits.
+
+    python benchmarks/false_alarms.py [--episodes 200] [--horizon 60] [--updates 20]
+
+Every task and host, in all default contexts (learning rates, label noise), a quarter of the hosts twins that never
+grow, the others grown and culled at random. Nothing fails here, so a panic is a false alarm. "Nearest" is the largest
+share of the room above its history that a loss took: from 1 on it would have been a divergence. "At chance" is the
+longest time that a host which had learned something was back there.
+"""
+
+import argparse
+import math
+import time
+
+import torch
+from common import report
+
+from esper.leyline.config import ContextConfig, PopulationConfig, TrainingConfig
+from esper.simic.contexts import draw_contexts
+from esper.simic.episode import Episode
+from esper.tolaria.machine import tune_process
+from esper.tolaria.tasks import TASKS, load_task
+
+GROUP = 4
+"""Hosts with the same start, the twin included."""
+
+
+def episodes(task_name: str, host: str, rows: int, training: TrainingConfig) -> dict[str, object]:
+    """One population of healthy episodes, as a row of the table."""
+    config = PopulationConfig(task=task_name, host=host, training=training)
+    task, every_R = load_task(task_name, host), torch.arange(rows)
+    contexts = draw_contexts(ContextConfig(), 0, 0, rows // GROUP, GROUP)
+    episode = Episode(config, task, "random", every_R, contexts=contexts)
+    governor, guess = episode.governor, math.log(task.data.classes)
+    start, nearest, longest = time.perf_counter(), -math.inf, 0
+    while not episode.done:
+        history_RW = governor._loss_RW.clone()
+        episode.advance()
+        median_R = history_RW.median(1).values
+        deviation_R = (history_RW - median_R[:, None]).abs().median(1).values
+        room_R = (config.governor.diverged_deviations * deviation_R).clamp_min(config.governor.diverged_guesses * guess)
+        nearest = max(nearest, float(((episode._measured.val_loss_R - median_R) / room_R).max()))
+        longest = max(longest, int(governor._guesses_R.max()))
+    return {
+        "task": task_name,
+        "host": host,
+        "episodes": rows,
+        "false alarms": int(governor.retired_R.sum()),
+        "nearest to divergence": round(nearest, 2),
+        "at chance (decisions)": longest,
+        "hosts that learned": f"{float(governor._learned_R.float().mean()):.0%}",
+        "seeds grown": int(episode.population.slots.seeds_made.sum()),
+        "seconds": round(time.perf_counter() - start),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--episodes", type=int, default=200, help=f"of each task and host; a multiple of {GROUP}")
+    parser.add_argument("--horizon", type=int, default=TrainingConfig().horizon, help="decisions of an episode")
+    parser.add_argument("--updates", type=int, default=TrainingConfig().updates_per_decision, help="of a decision")
+    args = parser.parse_args()
+    tune_process(1)
+    training = TrainingConfig(horizon=args.horizon, updates_per_decision=args.updates)
+    rows = [episodes(task, host, args.episodes, training) for task in TASKS for host in ("impaired", "ample")]
+    report("false_alarms", rows, settings=vars(args))
+
+
+if __name__ == "__main__":
+    main()
