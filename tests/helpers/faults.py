@@ -64,6 +64,18 @@ def deadly_seed(env: GrowthEnvironment, row: int) -> None:
             bank.theta.detach()[int(lane[0])] = 1e4
 
 
+def false_alarm(env: GrowthEnvironment, row: int) -> None:
+    """Nothing happens to the row, but the governor hears that its loss was not finite."""
+    governor = env.episode.governor
+    whole = governor.judge
+
+    def misled(train_loss_R, *others):
+        governor.judge = whole
+        return whole(train_loss_R.index_fill(0, torch.tensor([row]), torch.nan), *others)
+
+    governor.judge = misled
+
+
 FAULTS: dict[str, Fault] = {
     "weights": nan_in_weights,
     "batch": nan_in_batch,

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from esper.leyline.config import RunConfig, TrainingConfig
+from esper.leyline.panics import PANIC_TEXT, Panic
 from esper.scripts.display import PLAIN_EVERY, Display, event_text, result_table
 from esper.simic.grow import ArmResult, DecisionLine, SlotLine
 from esper.simic.story import CheckResult, Event
@@ -38,6 +39,7 @@ def event(**more):
         "refused_by": None,
         "detail": {},
         "checks": (),
+        "panic": Panic.NONE,
     }
     return Event(**{**told, **more})
 
@@ -140,6 +142,12 @@ def test_a_refusal_of_the_structure():
 def test_a_step_of_the_clock():
     told = event(actor="clock", what="clock", before="CULLED", after="EMBARGOED")
     assert event_text(told).plain == "   5  r0c1  CULLED → EMBARGOED"
+
+
+def test_a_rollback():
+    told = event(actor="governor", what="rollback", after="CULLED", panic=Panic.NOT_FINITE)
+    why = PANIC_TEXT[Panic.NOT_FINITE]
+    assert event_text(told).plain == f"   5  r0c1  rollback  TRAINING → CULLED  [{why}]"
 
 
 def test_an_action_that_changes_no_stage():

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from esper.leyline.actions import Blueprint, Op
 from esper.leyline.config import ContextConfig, PPOConfig
@@ -12,9 +14,10 @@ from esper.simic.collect import collect
 from esper.simic.objective import PENALTY, PRESETS
 from esper.simic.ppo import PPOAgent
 from esper.simic.rollout import Rollout
+from esper.simic.story import transitions_of
 from helpers.environments import PLAIN, at_random, environment, onward, play, reads_counted
 from helpers.episodes import TASK_NAMES
-from helpers.faults import FAULTS, RowState, deadly_seed, exploding_rate, harmed, nan_in_weights
+from helpers.faults import FAULTS, RowState, deadly_seed, exploding_rate, false_alarm, harmed, nan_in_weights
 from helpers.rollouts import small_policy
 
 HORIZON, WHEN, ROW = 16, 12, 1
@@ -209,6 +212,61 @@ def test_when_a_twin_fails_its_group_is_no_longer_paid():
     # They train and grow on as if nothing had happened.
     assert all(one[1].same_as(other[1]) for one, other in zip(notes.states, quiet.states, strict=True))
     assert env.episode.population.slots.stage[1, 0] == int(Stage.FOSSILIZED)
+
+
+def test_a_twin_and_a_row_of_its_group_at_once():
+    _, played, notes = failed(nan_in_weights, rows=(0, ROW))
+    assert notes.panics[WHEN].tolist() == [Panic.NOT_FINITE] * 2 + [Panic.NONE] * 4
+    assert played.part_DR(PENALTY).nonzero().tolist() == [[WHEN, ROW]]
+    assert played.payments[-1].over_R.tolist() == [True] * 3 + [False] * 3
+
+
+def test_all_at_once():
+    def everybody(env, row):
+        nan_in_weights(env, slice(None))
+
+    env = made(horizon=6, contexts=ContextConfig())
+    policy, rollout, report = learned(Harmed(env, everybody, 3))
+    assert rollout.made_TR.sum(0).tolist() == [4] * 6
+    assert report.skipped_minibatches == 0
+    assert all(value.isfinite().all() for value in policy.state_dict().values())
+    assert env.balance(lambda data: data.selection).loss_R.isfinite().all()
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.integers(0, 2**30),
+    st.integers(0, 5),
+    st.integers(0, HORIZON - 2),
+    st.sampled_from([fault for fault in FAULTS.values() if fault is not exploding_rate]),
+)
+def test_whatever_the_row_was_doing(seed, row, when, fault):
+    """Any actions: nobody notices the fault, lanes and slots agree, and the story has no gap.
+
+    Compared with the same row taken out while it was well: how many lanes a bank has may round its products.
+    """
+    (env, played, notes), (_, ordinary, quiet) = (
+        failed(what, (row,), when, at_random(seed), record=True) for what in (fault, false_alarm)
+    )
+    assert torch.stack(notes.panics).nonzero().tolist() == [[when, row]]
+    others = [other for other in range(6) if other != row]
+    for one, other in zip(notes.states, quiet.states, strict=True):
+        assert all(one[at].same_as(other[at]) for at in others)
+    assert torch.equal(played.reward_DR, ordinary.reward_DR)
+    assert torch.equal(played.slot_DRSF, ordinary.slot_DRSF)
+    assert not played.run_DRF.isinf().any()
+    steps = [step for payment in played.payments for step in payment.steps] + [env.episode.step()]
+    stage_RS = np.full((6, env.slots), int(Stage.DORMANT))
+    for step in steps:
+        told = transitions_of(step)
+        for at in np.flatnonzero(told.accepted):
+            place = told.row[at], told.slot[at]
+            assert stage_RS[place] == told.before[at]
+            stage_RS[place] = told.after[at]
+        np.testing.assert_array_equal(stage_RS, step.slots["stage"])
+    population = env.episode.population
+    lanes = sorted((bank_row, site) for (site, _), bank in population.seeds.items() for bank_row in bank.row.tolist())
+    assert lanes == [tuple(place) for place in (population.slots.seed_id >= 0).nonzero().tolist()]
 
 
 class Harmed:
