@@ -27,7 +27,8 @@ class PopulationView:
     gates
         What each gate would say now.
     train_loss_R, val_loss_R, val_accuracy_R
-        Mean training loss of the last decision; loss and accuracy on reward-validation after it.
+        Mean training loss of the last decision; loss and accuracy on reward-validation after it. For a row that was
+        rolled back, those of the state that it returned to.
     host_parameters
         Learned numbers of one host without seeds.
     classes
