@@ -13,17 +13,8 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 ORDER = (
     *("headroom", "population", "kernels", "lifecycle", "contributions", "optimizer"),
-    *(
-        "incubators",
-        "operator_jump",
-        "layout",
-        "products",
-        "decisions",
-        "recording",
-        "learning",
-        "soak",
-        "false_alarms",
-    ),
+    *("incubators", "operator_jump", "layout", "products", "decisions", "recording", "learning"),
+    *("soak", "false_alarms"),
 )
 HEAD = """# Benchmarks
 
