@@ -28,7 +28,7 @@ from esper.tamiyo.policy.saved import load_policy
 from esper.tolaria.machine import check_device, tune_process
 from esper.tolaria.tasks import Task, load_task
 
-_SHARED = ("task", "host", "blueprints", "training", "optimizer", "growth", "contexts")
+_SHARED = ("task", "host", "blueprints", "training", "optimizer", "growth", "governor", "contexts")
 """Settings that a policy must have been trained with, to be compared."""
 
 
