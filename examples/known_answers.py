@@ -177,9 +177,12 @@ class Timing(Problem):
 
 
 class Memory(Problem):
-    """The first loss says which blueprint will be the right one at the last decision; in between it tells nothing."""
+    """The first loss says which blueprint will be the right one at the last decision; in between it tells nothing.
 
-    horizon, slots, rounds, optimum = 8, 1, 100, 1.0
+    There is a slot for each decision, so that one is free at the last whatever was grown before.
+    """
+
+    horizon, slots, rounds, optimum = 8, 8, 100, 1.0
     answers = (Blueprint.NORM, Blueprint.MLP_LARGE)
 
     def begin(self) -> None:

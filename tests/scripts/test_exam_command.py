@@ -79,7 +79,7 @@ def test_a_policy_of_another_world_is_refused(home, capsys):
     code, out, err = compare(capsys, "longer")
     assert (code, out) == (2, "")
     assert err == (
-        "esper: exam: longer was trained with another training than the schedules were run with; "
+        "esper: exam: longer was trained with horizon 13, the schedules were run with 12; "
         "run `esper exam headroom` with the settings of the training\n"
     )
     assert not (home / "comparison").exists()

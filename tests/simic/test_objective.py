@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from esper.leyline.actions import Blueprint, Op
 from esper.leyline.config import ObjectiveConfig
 from esper.leyline.stages import Stage
-from esper.simic.objective import PRESETS, TERMS
+from esper.simic.objective import PENALTY, PRESETS, TERMS
 from helpers.environments import PLAIN, at_random, environment, onward, play, script, waits
 from helpers.growing import act, germinate
 from helpers.objectives import EVERY, HORIZON, close, eager, few, final_net, made, presets, seeds, states
@@ -23,7 +23,8 @@ def test_what_a_preset_pays_for_exists(preset):
     assert ObjectiveConfig(preset=preset).preset == preset
     assert set(PRESETS[preset]) <= set(TERMS)
     payment = play(environment(preset, horizon=1), waits).payments[0]
-    assert tuple(payment.parts) == PRESETS[preset]
+    # And whatever is paid for, a rollback costs.
+    assert tuple(payment.parts) == (*PRESETS[preset], PENALTY)
 
 
 @presets

@@ -357,8 +357,9 @@ def test_a_new_policy_is_small_and_nearly_its_prior(slots: int) -> None:
     assert several[..., Head.OP].any()
     # Uniform behind operation and slot; of the slot not: tokens of random numbers lie far apart, and so do their keys.
     assert (told.entropy_RH[several & (torch.arange(HEAD_COUNT) > Head.SLOT)] > 0.95).all()
-    # The operation follows its prior among what is legal: e^-1.5 for CULL, 1 for any other.
-    weight_O = torch.tensor([1.0, 1.0, 1.0, 0.2231, 1.0, 1.0])
+    # The operation follows its prior among what is legal: WAIT and GERMINATE 1, SET_ALPHA_TARGET e^-2, CULL e^-3,
+    # FOSSILIZE and ADVANCE e^2.
+    weight_O = torch.tensor([1.0, 1.0, 0.1353, 0.0498, 7.3891, 7.3891])
     op, legal = told.action_RH[..., Head.OP], told.mask_RHC[..., Head.OP, : len(Op)]
     prior = weight_O[op] / (weight_O * legal).sum(-1)
     torch.testing.assert_close(told.log_prob_RH[..., Head.OP].exp(), prior, rtol=0.1, atol=0.02)
