@@ -2,7 +2,7 @@
 
     python benchmarks/learning.py
 
-One thread. A round of 128 rows of the impaired MLP at default settings, cut to 12 decisions, an untrained policy;
+One thread. A round of 128 rows of the impaired MLP at default settings, cut to 40 decisions, an untrained policy;
 "outside" is everything but training updates and evaluation: observing, masking, deciding, gates, rewards, recording.
 """
 
@@ -26,7 +26,7 @@ from esper.tamiyo.policy.observation import Observation
 from esper.tolaria.machine import tune_process
 from esper.tolaria.tasks import load_task
 
-ROWS, HORIZON, ROUNDS = 128, 12, 3
+ROWS, HORIZON, ROUNDS = 128, 40, 3
 
 
 def line(what: str, measured: str, most: str, met: bool, more: str = "") -> dict[str, object]:
