@@ -1,4 +1,4 @@
-"""Ctrl-C: the first ends a run after its decision and keeps what was done, the second ends it at once."""
+"""Ctrl-C or SIGTERM: the first ends a run after its decision and keeps what was done, the second ends it at once."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 from esper.leyline.config import RunConfig
 from esper.scripts.errors import INTERRUPTED
 from esper.scripts.main import main
-from esper.scripts.running import Interrupt
+from esper.scripts.running import SIGNALS, Interrupt
 from helpers.command import RUN_FILES
 from helpers.stored import check_whole, column, stored
 
@@ -161,21 +161,23 @@ sys.exit(main.main(sys.argv[4:]))
 SHORT = ("--task", "digits-mlp", "--controller", "random", "--horizon", "4", "--updates-per-decision", "1")
 
 
-def interrupted_in(home, decision, controller, then="ends"):
+def interrupted_in(home, decision, controller, then="ends", how=signal.SIGINT):
     """Start a run that is interrupted in a decision of the first arm under a controller."""
     run = start("-c", DRIVER, str(decision), controller, then, "grow", *SHORT, "--out", "run", cwd=home)
     wait_for(run, "deciding")
-    run.send_signal(signal.SIGINT)
+    run.send_signal(how)
     wait_for(run, "asked")
     return run
 
 
-def test_the_second_ends_at_once(tmp_path):
-    run = interrupted_in(tmp_path, 2, "RandomController", "never ends")
+@pytest.mark.parametrize("first", SIGNALS)
+@pytest.mark.parametrize("second", SIGNALS)
+def test_the_second_ends_at_once(tmp_path, first, second):
+    run = interrupted_in(tmp_path, 2, "RandomController", "never ends", first)
     try:
         # It is still in the decision in which the first one came.
         assert run.poll() is None
-        run.send_signal(signal.SIGINT)
+        run.send_signal(second)
         out, err = run.communicate(timeout=120)
     finally:
         run.kill()
@@ -191,9 +193,10 @@ def test_the_second_ends_at_once(tmp_path):
     assert stored(store, "SELECT status, status_reason FROM run") == [ended]
 
 
+@pytest.mark.parametrize("how", SIGNALS)
 @pytest.mark.parametrize("at", [0, 3])
-def test_the_decision_in_which_it_came_is_finished(tmp_path, at):
-    run = interrupted_in(tmp_path, at, "RandomController")
+def test_the_decision_in_which_it_came_is_finished(tmp_path, at, how):
+    run = interrupted_in(tmp_path, at, "RandomController", how=how)
     out, err = run.communicate(timeout=120)
     assert (run.returncode, err) == (INTERRUPTED, "")
     store = tmp_path / "run" / "run.sqlite"
@@ -224,19 +227,20 @@ def test_while_a_control_trains_the_grown_network_is_kept_whole(tmp_path):
     assert re.search(r"grown +│ +\d+\.\d%", out)
 
 
-def test_only_while_it_watches():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_only_while_it_watches(number):
+    before = [signal.getsignal(n) for n in SIGNALS]
     interrupt = Interrupt()
     with interrupt.watching():
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert interrupt.asked
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-    # An error inside gives the old handler back as well.
+            signal.raise_signal(number)
+    assert [signal.getsignal(n) for n in SIGNALS] == before
+    # An error inside gives the old handlers back as well.
     with pytest.raises(RuntimeError, match="inside"), Interrupt().watching():
         raise RuntimeError("inside")
-    assert signal.getsignal(signal.SIGINT) is before
+    assert [signal.getsignal(n) for n in SIGNALS] == before
 
 
 def test_outside_a_run_ctrl_c_ends_at_once(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""What long commands share: ctrl-C, and the store that they record into."""
+"""What long commands share: ending when asked to, and the store that they record into."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from esper.nissa.store import RunStore
 from esper.simic.recorder import run_columns
 from esper.simic.run_folder import RunFolder
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what a system sends before it shuts down or a scheduler before it takes the machine away."""
+
 
 class Interrupt:
-    """The first ctrl-C asks the run to end after its decision; the second ends the process at once."""
+    """The first signal asks the run to end after its decision; the second ends the process at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -29,11 +32,12 @@ class Interrupt:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Listen for the duration."""
-        before = signal.signal(signal.SIGINT, self)
+        before = {number: signal.signal(number, self) for number in SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
