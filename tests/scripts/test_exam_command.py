@@ -73,13 +73,22 @@ def test_from_the_table_to_the_comparison(home, capsys):
     assert snapshot(home / "again") == snapshot(home / "table")
 
 
-def test_a_policy_of_another_world_is_refused(home, capsys):
+@pytest.mark.parametrize(
+    ("other", "name", "theirs", "ours"),
+    [
+        (("--horizon", "13"), "horizon", "13", "12"),
+        (("--prices", "0", "0.3"), "prices", "(0.0, 0.3)", "(0.0, 0.2)"),
+        (("--label-noise", "0"), "label_noise", "(0.0,)", "(0.0, 0.4)"),
+        (("--rollback-penalty", "0.3", "--diverged-guesses", "2"), "diverged_guesses", "2.0", "1.0"),
+    ],
+)
+def test_a_policy_of_another_world_is_refused(home, capsys, other, name, theirs, ours):
     assert headroom(capsys)[0] == 0
-    assert in_process(capsys, *TRAIN, "--horizon", "13", "--out", "longer")[0] == 0
+    assert in_process(capsys, *TRAIN, *other, "--out", "longer")[0] == 0
     code, out, err = compare(capsys, "longer")
     assert (code, out) == (2, "")
     assert err == (
-        "esper: exam: longer was trained with horizon 13, the schedules were run with 12; "
+        f"esper: exam: longer was trained with {name} {theirs}, the schedules were run with {ours}; "
         "run `esper exam headroom` with the settings of the training\n"
     )
     assert not (home / "comparison").exists()

@@ -151,6 +151,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(home, capsys):
         (("--resume", "run", "--record", "off"), "record is full in run and off here"),
         (("--resume", "nowhere"), "cannot read nowhere/config.json"),
         (("--resume",), "--resume"),
+        (("--resume", "run", "--out", "elsewhere"), "a run goes on in its own folder; leave --out and --replace out"),
+        (("--resume", "run", "--replace"), "a run goes on in its own folder; leave --out and --replace out"),
         (("--resume", "empty"), "empty has no checkpoint that can be used"),
         (("--resume", "other"), "its policy is of another size"),
     ],

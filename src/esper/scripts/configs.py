@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,10 +32,19 @@ def read_config(path: Path, kind: type[Config]) -> Config:
         raise EsperError(f"config: {path}: {validation_line(error)}") from error
 
 
-def first_difference(one: PopulationConfig, other: PopulationConfig) -> tuple[str, Any, Any] | None:
-    """Name of the first setting that both have and that differs, with its values; None where there is none."""
-    mine, theirs = dict(_settings(one.model_dump())), dict(_settings(other.model_dump()))
-    differing = (name for name in mine if name in theirs and mine[name] != theirs[name])
+def first_difference(
+    one: PopulationConfig, other: PopulationConfig, of: Collection[str] | None = None
+) -> tuple[str, Any, Any] | None:
+    """Name of the first setting that differs, with its values; None where there is none.
+
+    Parameters
+    ----------
+    of
+        Fields to compare, groups of settings whole; None: all, and both must have the same.
+    """
+    fields = None if of is None else set(of)
+    mine, theirs = (dict(_settings(config.model_dump(include=fields))) for config in (one, other))
+    differing = (name for name in mine if mine[name] != theirs[name])
     name = next(differing, None)
     return None if name is None else (name, mine[name], theirs[name])
 

@@ -211,8 +211,7 @@ def _show_differences(console: Console, found: dict[str, dict[str, Interval]]) -
 def _check_same(policy: Path, schedules: HeadroomConfig) -> None:
     """Refuse a policy that was trained in another world than that of the schedules."""
     trained = read_config(policy / CONFIG, TrainConfig)
-    one, other = (PopulationConfig.model_construct(**{n: getattr(c, n) for n in _SHARED}) for c in (trained, schedules))
-    differing = first_difference(one, other)
+    differing = first_difference(trained, schedules, _SHARED)
     if differing is not None:
         name, theirs, ours = differing
         raise EsperError(

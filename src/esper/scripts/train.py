@@ -39,6 +39,8 @@ ROUND_KINDS = 2
 def train(config: TrainConfig, *, out: Path | None, replace: bool, resume: Path | None = None) -> int:
     """Train a policy, from the start or from where a run stopped; give the exit code."""
     console = Console()
+    if resume is not None and (out is not None or replace):
+        raise EsperError("resume: a run goes on in its own folder; leave --out and --replace out")
     check_device(config.device)
     tune_process(1)
     path = resume or out or RUN_FOLDER / f"train-{config.task}-{config.host}-seed{config.seed}"
