@@ -11,7 +11,7 @@ COMMAND = [sys.executable, "-m", "esper.scripts.main"]
 SHORT = ("--horizon", "6", "--updates-per-decision", "2")
 # Random decides something in nearly every decision, whatever is learned.
 LIVELY = ("--task", "digits-mlp", "--controller", "random", "--horizon", "12", "--updates-per-decision", "1")
-RUN_FILES = ["config.json", "model.json", "model.py", "model.safetensors", "run.sqlite"]
+RUN_FILES = ["checkpoints", "config.json", "model.json", "model.py", "model.safetensors", "run.sqlite"]
 ARMS = ("grown", "host alone", "everything from the start")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,24 +111,34 @@ def test_the_model_of_the_last_decision_loads(stopped):
     assert model.stdout.endswith(f"{host + added:,} parameters\n")
 
 
-def test_the_message_says_where_it_is_and_how_to_run_it_again(stopped, monkeypatch, capsys):
+def test_what_the_message_says_to_type_goes_on_from_there(stopped, tmp_path):
     folder, _, out, _ = stopped
+    shutil.copytree(folder, tmp_path / folder.name)
+    store = tmp_path / folder.name / "run.sqlite"
     message = out.splitlines()[-1]
-    (decisions,) = column(folder / "run.sqlite", "SELECT decisions FROM episode")
-    assert message.startswith(f"Stopped after decision {decisions} of 100000 (grown). ")
-    assert "Kept in a run: the record and the model so far. " in message
-    # What it says to type does run, from the same place.
-    command = shlex.split(re.search(r"run it again with: (.*)$", message)[1])
-    assert command[:3] == ["esper", "grow", "--config"]
-    monkeypatch.chdir(folder.parent)
-    assert main([*command[1:], "--horizon", "2"]) == 0
-    again = folder.parent / command[command.index("--out") + 1]
-    assert column(again / "run.sqlite", "SELECT status FROM run") == ["finished"]
-    assert str(again.name) in capsys.readouterr().out
-    at_first = "SELECT train_loss_nats FROM decision WHERE (round, decision) = (0, 0)"
-    first = [column(path / "run.sqlite", at_first) for path in (folder, again)]
-    # The schedule is another one; the initialisation and the data are not.
-    assert first[0] == first[1] != []
+    (decisions,) = column(store, "SELECT decisions FROM episode")
+    kept = f"Stopped after decision {decisions} of 100000 (grown). Kept in a run: the record and the model so far. "
+    assert message.startswith(kept)
+    before = stored(store, "SELECT * FROM decision ORDER BY decision")
+    command = shlex.split(re.search(r"Go on with: (.*)$", message)[1])
+    assert command[0] == "esper"
+    run = start("-m", "esper.scripts.main", *command[1:], cwd=tmp_path)
+    try:
+        told = wait_for(run, f"grown: decision {(decisions // 10 + 2) * 10}/100000")
+        run.send_signal(signal.SIGTERM)
+        rest, err = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert (run.returncode, err) == (INTERRUPTED, "")
+    assert "decision 10/100000" not in told
+    check_whole(store)
+    after = stored(store, "SELECT * FROM decision ORDER BY decision")
+    assert [row["decision"] for row in after] == list(range(len(after)))
+    assert len(after) > decisions
+    # What was recorded before stays, the last decision too, which is recorded once more.
+    assert after[: len(before)] == before
+    assert ends(store) == [("grown", "interrupted", len(after))]
+    assert f"Stopped after decision {len(after)} of 100000 (grown). " in rest
 
 
 # Says when it is in the middle of a decision, and when it was asked to stop. Its own arguments: the decision, the
@@ -185,7 +196,7 @@ def test_the_second_ends_at_once(tmp_path, first, second):
     assert err == "esper: stopped at once\n"
     assert "Traceback" not in out
     # What was written is whole: the decisions before, but for the last one, which is told with the next.
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "run.sqlite"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "config.json", "run.sqlite"]
     store = tmp_path / "run" / "run.sqlite"
     check_whole(store)
     assert made(store) == [0]

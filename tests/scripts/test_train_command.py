@@ -202,7 +202,8 @@ def test_replacing_a_run_takes_its_policies_along(home, capsys):
     assert in_process(capsys, "train", *TINY, "--out", "run")[0] == 0
     (home / "run" / "policy-best" / "mine.txt").write_text("kept")
     never_selected = ("--rounds", "1", "--select-every", "1000")
-    folder = RunFolder(home / "run", TrainConfig(), replace=True)
-    assert files_of(folder.path) == ["config.json", "policy-best/mine.txt"]
+    # Nobody keeps the folder, so that the next one gets it.
+    RunFolder(home / "run", TrainConfig(), replace=True)
+    assert files_of(home / "run") == ["config.json", "policy-best/mine.txt"]
     code, _, err = in_process(capsys, "train", *TINY, *never_selected, "--out", "run", "--replace")
     assert (code, err) == (0, "")

@@ -9,6 +9,7 @@ import torch
 
 from esper.leyline.config import TrainConfig
 from esper.nissa.store import RunStore
+from esper.nissa.writer import Kept
 from esper.simic.recorder import run_columns
 from esper.simic.run_folder import BEST_POLICY
 from esper.simic.train import FINAL_STARTS, PolicyTraining
@@ -36,8 +37,8 @@ def configured(**more):
 def train(folder, config, *, store=False, stop_after=ROUNDS, resume=False):
     """Train, or go on; give the lines, the training, and what the best policy is worth if it was trained to the end."""
     checkpoint = Checkpoints(folder).load(print) if resume else None
-    keep = checkpoint.facts["recorded_rounds"] if checkpoint else None
-    run = RunStore(folder / "run.sqlite", run_columns(config, "train", 1), keep_rounds=keep) if store else None
+    kept = Kept(checkpoint.facts["recorded_rounds"]) if checkpoint else None
+    run = RunStore(folder / "run.sqlite", run_columns(config, "train", 1), kept=kept) if store else None
     tasks = [task_of(config.task, examples=40, width=width) for width in config.contexts.host_widths]
     training = PolicyTraining(config, tasks, folder, run, checkpoint)
     lines = list(training.run(lambda: training.agent.updates >= stop_after))

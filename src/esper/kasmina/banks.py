@@ -8,12 +8,17 @@ Shapes: N lanes of the bank, P parameters of one lane.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from esper.kasmina.rows.core import RowLayer
+from esper.leyline.state import Tensors, fitting, put_back, taken
 from esper.leyline.streams import Stream
+
+_TABLES = ("theta", "first", "second", "steps", "decay", "norm_sum", "kept")
 
 
 class Bank:
@@ -105,6 +110,38 @@ class Bank:
         self.scratch = torch.empty_like(self.first)
         self.row, self.seed_id, self.row_N = row, seed_id, row_N
         return True
+
+    def state(self) -> Tensors:
+        """Give everything that lanes have, by name."""
+        return taken(self, _TABLES) | self._listed()
+
+    def restore(self, row: np.ndarray, seed_id: np.ndarray, saved: Mapping[str, Tensor]) -> None:
+        """Hold exactly these lanes (see `hold`), as they were saved.
+
+        Raises
+        ------
+        ValueError
+            The tables are not of such lanes.
+        """
+        device = self.row_N.device
+        self.row, self.seed_id, self.row_N = row, seed_id, torch.from_numpy(row).to(device)
+        for name in _TABLES:
+            old = getattr(self, name)
+            setattr(self, name, old.new_empty(len(row), *old.shape[1:]))
+        self.buffers, self.kept_buffers = (
+            [old.new_empty(len(row), *old.shape[1:]) for old in old_ones]
+            for old_ones in (self.buffers, self.kept_buffers)
+        )
+        put_back(self, _TABLES, saved)
+        self.theta.requires_grad_()
+        self.scratch = torch.empty_like(self.first)
+        for name, present in self._listed().items():
+            present.copy_(fitting(name, present, saved))
+
+    def _listed(self) -> Tensors:
+        """Buffers and what is kept of them, by name."""
+        lists = {"buffers": self.buffers, "kept_buffers": self.kept_buffers}
+        return {f"{name}.{at}": table for name, tables in lists.items() for at, table in enumerate(tables)}
 
     def keep(self, good_N: Tensor) -> None:
         """Remember parameters and buffers of some lanes (bool)."""

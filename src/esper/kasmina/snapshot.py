@@ -8,12 +8,15 @@ Shapes: R rows, S slots, N lanes of a bank.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from esper.kasmina.population import Population
 from esper.leyline.slots import EMPTY_SLOT
 from esper.leyline.stages import TERMINAL_STAGES, stage_table
+from esper.leyline.state import Tensors, put_back, taken
 
 
 class Snapshot:
@@ -30,6 +33,20 @@ class Snapshot:
         self._slots = population.slots.clone()
         self._committed = stage_table(TERMINAL_STAGES).to(population.device)
         self.take(torch.ones(population.rows, dtype=torch.bool, device=population.device))
+
+    def state(self) -> Tensors:
+        """Give what is kept of the slots, by name; the banks have the rest."""
+        return taken(self._slots, EMPTY_SLOT)
+
+    def put_back(self, saved: Mapping[str, Tensor]) -> None:
+        """Keep what was saved.
+
+        Raises
+        ------
+        ValueError
+            It is of other rows.
+        """
+        put_back(self._slots, EMPTY_SLOT, saved)
 
     @torch.no_grad()
     def take(self, good_R: Tensor) -> None:

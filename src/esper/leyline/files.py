@@ -1,6 +1,7 @@
 """Files that are whole or absent."""
 
 import contextlib
+import fcntl
 import os
 from pathlib import Path
 
@@ -28,6 +29,28 @@ def write_atomic(path: Path, data: bytes) -> None:
         if isinstance(error, OSError):
             raise _cannot_write(path, error) from error
         raise
+
+
+def hold_folder(path: Path) -> int:
+    """Keep a folder to this process, until the descriptor that is returned is closed or the process ends.
+
+    Raises
+    ------
+    EsperError
+        Another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise EsperError(
+            f"{path} is in use by a run that is still going on; stop it, or name another folder"
+        ) from error
+    except OSError:
+        # Not every network file system has locks: there nobody is held off.
+        pass
+    return descriptor
 
 
 def _cannot_write(path: Path, error: OSError) -> EsperError:

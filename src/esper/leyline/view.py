@@ -1,5 +1,6 @@
 """What a controller sees and what it is: one interface for all of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,6 +9,7 @@ import torch
 from esper.leyline.checks import GateReport, Outcome
 from esper.leyline.sites import SlotConfig
 from esper.leyline.slots import SlotTensors
+from esper.leyline.state import Tensors
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,18 @@ class Controller(Protocol):
 
     def observe(self, view: PopulationView) -> None:
         """Take in the state before a decision; called once for each decision, in order."""
+
+    def state(self) -> Tensors:
+        """Give what its decisions to come depend on, by name."""
+
+    def restore(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave, instead of from the start.
+
+        Raises
+        ------
+        ValueError
+            It is of something else.
+        """
 
     def act(self) -> torch.Tensor:
         """Int64 [R, HEAD_COUNT]: one action for each row of the view observed last."""

@@ -56,10 +56,10 @@ def check_version(db: sqlite3.Connection, path: Path) -> None:
         raise EsperError(f"cannot go on in {path}: it is not a store of this version of Esper; begin a new run")
 
 
-def tables_of_rounds(db: sqlite3.Connection) -> list[str]:
-    """Names of the tables that say which round a row belongs to."""
-    sql = "SELECT t.name FROM pragma_table_list AS t JOIN pragma_table_info(t.name) AS c WHERE c.name = 'round'"
-    return [name for (name,) in db.execute(f"{sql} AND t.type = 'table' AND t.schema = 'main'")]
+def tables_with(db: sqlite3.Connection, column: str) -> list[str]:
+    """Names of the tables that have a column, such as the round or the decision that a row belongs to."""
+    sql = "SELECT t.name FROM pragma_table_list AS t JOIN pragma_table_info(t.name) AS c WHERE c.name = ?"
+    return [name for (name,) in db.execute(f"{sql} AND t.type = 'table' AND t.schema = 'main'", (column,))]
 
 
 def store_files(store: Path) -> list[Path]:

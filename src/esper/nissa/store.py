@@ -19,7 +19,7 @@ from esper.leyline.clock import Spent
 from esper.leyline.errors import EsperError
 from esper.nissa.incidents import HEARTBEAT_LATE, Rule, default_rules
 from esper.nissa.schema import check_sqlite
-from esper.nissa.writer import Batch, Writer, Writes
+from esper.nissa.writer import Batch, Kept, Writer, Writes
 
 CAPACITY = 200_000
 """Rows that may wait; where more would, the run waits instead."""
@@ -35,8 +35,8 @@ class RunStore:
     ----------
     path
         File to create.
-    keep_rounds
-        Go on in a file that exists, with the rounds before this one; None: create it.
+    kept
+        Go on in a file that exists, with so much of it; None: create it.
     run
         Columns of `run` that are known at the start.
     error
@@ -63,12 +63,12 @@ class RunStore:
         error: Literal["stop", "continue"] = "stop",
         report: Callable[[str], None] = print,
         rules: dict[str, Rule] | None = None,
-        keep_rounds: int | None = None,
+        kept: Kept | None = None,
         capacity: int = CAPACITY,
     ) -> None:
         check_sqlite()
         self.path = path
-        self._rules, self._keep_rounds = default_rules() if rules is None else rules, keep_rounds
+        self._rules, self._kept = default_rules() if rules is None else rules, kept
         self._run = {**run, "heartbeat_late_s": self._rules[HEARTBEAT_LATE].open_above}
         self._goes_on, self._report = error == "continue", report
         self._capacity = capacity
@@ -185,7 +185,7 @@ class RunStore:
             self._condition.notify_all()
 
     def _keep_writing(self) -> None:
-        writer = Writer(self.path, self._run, self._rules, self._keep_rounds)
+        writer = Writer(self.path, self._run, self._rules, self._kept)
         try:
             due = time.monotonic()
             while True:

@@ -16,7 +16,7 @@ import numpy as np
 
 from esper.nissa.incidents import Rule, Watch
 from esper.nissa.machine import MachineSampler
-from esper.nissa.schema import check_version, create, store_files, tables_of_rounds
+from esper.nissa.schema import check_version, create, store_files, tables_with
 
 SAMPLE_EVERY = 5.0
 """Seconds between two samples of the machine."""
@@ -50,6 +50,25 @@ class Change:
 
 Writes = Callable[[], Sequence[Rows | Change]]
 """Makes what is to be written, in the writer's thread."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays of a record when a run goes on in it.
+
+    Attributes
+    ----------
+    rounds
+        Rounds before this one, whole.
+    decisions
+        Of the round after them, the decisions before this one; None: nothing.
+    unix_s
+        Of that round, the times and incidents up to then.
+    """
+
+    rounds: int
+    decisions: int | None = None
+    unix_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,8 +108,8 @@ class Writer:
         Columns of `run` that are known at the start.
     rules
         Incidents to watch for.
-    keep_rounds
-        Go on in a file that exists, with the rounds before this one; None: create it.
+    kept
+        Go on in a file that exists, with so much of it; None: create it.
 
     Raises
     ------
@@ -98,11 +117,9 @@ class Writer:
         The file cannot be written; so every method.
     """
 
-    def __init__(
-        self, path: Path, run: Mapping[str, Any], rules: dict[str, Rule], keep_rounds: int | None = None
-    ) -> None:
+    def __init__(self, path: Path, run: Mapping[str, Any], rules: dict[str, Rule], kept: Kept | None = None) -> None:
         # Exclusive: a store is never written over.
-        flags = os.O_CREAT | os.O_EXCL if keep_rounds is None else 0
+        flags = os.O_CREAT | os.O_EXCL if kept is None else 0
         os.close(os.open(path, flags | os.O_RDWR, 0o644))
         self._path, self._identity = path, _identity(path)
         self._watch, self._sampler = Watch(rules), MachineSampler(path)
@@ -113,9 +130,9 @@ class Writer:
         self._stalls, self._stall_s = 0, 0.0
         """Of the processes before this one."""
         self._db = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
-        if keep_rounds is not None:
+        if kept is not None:
             try:
-                self._go_on(run, keep_rounds)
+                self._go_on(run, kept)
             except BaseException:
                 self._db.close()
                 raise
@@ -136,21 +153,32 @@ class Writer:
                 file.unlink(missing_ok=True)
             raise
 
-    def _go_on(self, run: Mapping[str, Any], keep_rounds: int) -> None:
-        """Take up the record of a run that was ended or killed, without what came after the rounds that are kept."""
+    def _go_on(self, run: Mapping[str, Any], kept: Kept) -> None:
+        """Take up the record of a run that was ended or killed, without what came after what is kept."""
         check_version(self._db, self._path)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         now = time.time()
         with self._transaction():
-            for table in tables_of_rounds(self._db):
-                self._db.execute(f"DELETE FROM {table} WHERE round >= ?", (keep_rounds,))
-            self._db.execute("DELETE FROM incident WHERE opened_round >= ?", (keep_rounds,))
+            self._cut(kept)
             # Whoever watches from here on has not seen what is open; what still holds opens again.
             self._db.execute("UPDATE incident SET closed_unix_s = ? WHERE closed_unix_s IS NULL", (now,))
             self._stalls, self._stall_s = self._db.execute("SELECT stalls, stall_s FROM run").fetchone()
             status = {"status": "running", "status_reason": None, "ended_unix_s": None, "heartbeat_unix_s": now}
             self._change(Change("run", {"process_id": run["process_id"], **status}, {"id": 1}))
+
+    def _cut(self, kept: Kept) -> None:
+        first = kept.rounds if kept.decisions is None else kept.rounds + 1
+        for table in tables_with(self._db, "round"):
+            self._db.execute(f"DELETE FROM {table} WHERE round >= ?", (first,))
+        self._db.execute("DELETE FROM incident WHERE opened_round >= ?", (first,))
+        if kept.decisions is None:
+            return
+        for table in tables_with(self._db, "decision"):
+            begun = f"DELETE FROM {table} WHERE round = ? AND decision >= ?"
+            self._db.execute(begun, (kept.rounds, kept.decisions))
+        for table, number, time_s in (("timing", "round", "unix_s"), ("incident", "opened_round", "opened_unix_s")):
+            self._db.execute(f"DELETE FROM {table} WHERE {number} = ? AND {time_s} > ?", (kept.rounds, kept.unix_s))
 
     def flush(self, batch: Batch) -> None:
         """Write a batch in one transaction, and what belongs to every flush: heartbeat, times, machine, incidents."""

@@ -36,15 +36,15 @@ class Display:
         Where to.
     config
         The run.
-    arms
-        Number of arms, for the time left.
+    planned, told
+        Decisions of all arms, and those of them that an earlier process told of.
     """
 
-    def __init__(self, console: Console, config: RunConfig, arms: int) -> None:
+    def __init__(self, console: Console, config: RunConfig, planned: int, told: int = 0) -> None:
         self.console, self.config = console, config
         self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
-        self._total = config.training.horizon * arms
-        self._done = 0
+        self._total, self._before = planned, told
+        self._done = told
         self._start = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -71,7 +71,7 @@ class Display:
         return f"decision {line.decision + 1}/{self.config.training.horizon}"
 
     def _pace(self) -> str:
-        rate = self._done / (time.perf_counter() - self._start)
+        rate = (self._done - self._before) / (time.perf_counter() - self._start)
         left = (self._total - self._done) / rate
         return f"{rate:.1f} decisions/s  {left:.0f} s left"
 

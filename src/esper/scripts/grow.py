@@ -9,61 +9,55 @@ from pathlib import Path
 from rich.console import Console
 
 from esper.karn.reader import RunReader
-from esper.leyline.config import CONFIG, RUN_FOLDER, RunConfig
+from esper.leyline.config import RUN_FOLDER, RunConfig
 from esper.leyline.errors import EsperError
 from esper.scripts.display import Display, result_table
 from esper.scripts.errors import INTERRUPTED
-from esper.scripts.running import Interrupt, open_store
-from esper.simic.grow import ARMS, GROWN, ROW, Arm, ArmResult
+from esper.scripts.running import Interrupt, last_checkpoint, open_store
+from esper.simic.grow import ARMS
+from esper.simic.grow_run import GrowRun
 from esper.simic.run_folder import RunFolder
+from esper.tolaria.checkpoints import Checkpoint
 from esper.tolaria.machine import check_device, tune_process
-from esper.tolaria.tasks import load_task
+from esper.tolaria.tasks import Task, load_task
 
 MOST_INCIDENTS = 10
 """How many are told of at the end; the store has all."""
 
 
-def grow(config: RunConfig, *, out: Path | None, replace: bool) -> int:
-    """Grow one network and compare it with its controls; give the exit code."""
+def grow(config: RunConfig, *, out: Path | None, replace: bool, resume: Path | None = None) -> int:
+    """Grow one network and compare it with its controls, from the start or from where a run was; give the exit code."""
     console = Console()
     check_device(config.device)
     # One small network is no faster on two threads, and several times slower where another process wants the second.
     tune_process(1)
     kind, _, saved = config.controller.partition(":")
     who = f"{kind}-{Path(saved).name}" if saved else kind
-    path = out or RUN_FOLDER / f"{config.task}-{config.host}-{who}-seed{config.seed}"
+    path = resume or out or RUN_FOLDER / f"{config.task}-{config.host}-{who}-seed{config.seed}"
+    checkpoint = last_checkpoint(config, resume, out, replace)
     task = load_task(config.task, config.host, config.device)
     # What is wrong with the configuration shows here, before anything is written.
-    arms = [Arm(config, task, GROWN)]
-    folder = RunFolder(path, config, replace=replace)
+    run = _run(config, task, path, checkpoint)
+    folder = RunFolder(path, config, replace=replace, resume=resume is not None)
     interrupt = Interrupt()
-    results: list[ArmResult] = []
+    planned = config.training.horizon * len(ARMS)
+    kept = None if checkpoint is None else run.kept
     with (
-        open_store(folder, config, "grow", config.training.horizon * len(ARMS)) as store,
+        open_store(folder, config, "grow", planned, kept=kept) as store,
         interrupt.watching(),
-        Display(console, config, len(ARMS)) as display,
+        Display(console, config, planned, run.told) as display,
     ):
-        for name in ARMS:
-            arm = arms.pop() if arms else Arm(config, task, name)
-            for line, events in arm.run(lambda: interrupt.asked, store):
-                display.show(name, line, events)
-            if name == GROWN:
-                folder.model(arm.episode.population, ROW)
-            if arm.episode.done:
-                results.append(arm.result())
-            if interrupt.asked:
-                break
-        finished = len(results) == len(ARMS)
+        for name, line, events in run.run(lambda: interrupt.asked, folder, store):
+            display.show(name, line, events)
         if store is not None:
-            store.close("finished" if finished else "interrupted")
-    if results:
-        console.print(result_table(results))
-    if not finished:
-        again = f"esper grow --config {shlex.quote(str(path / CONFIG))} --out {shlex.quote(str(path) + '-again')}"
+            store.close("finished" if run.finished else "interrupted")
+    if run.results:
+        console.print(result_table(run.results))
+    where = shlex.quote(str(path))
+    if not run.finished:
         console.print(
-            f"Stopped after decision {arm.episode.decision} of {config.training.horizon} ({arm.name}). "
-            f"Kept in {path}: the record and the model so far. "
-            f"A stopped run cannot go on yet; run it again with: {again}",
+            f"Stopped after decision {run.arm.episode.decision} of {config.training.horizon} ({run.arm.name}). "
+            f"Kept in {path}: the record and the model so far. Go on with: esper grow --resume {where}",
             soft_wrap=True,
         )
         return INTERRUPTED
@@ -71,8 +65,17 @@ def grow(config: RunConfig, *, out: Path | None, replace: bool) -> int:
     # Nothing was to be recorded, or the run went on without its store: then there is nothing to tell.
     with contextlib.suppress(EsperError):
         _tell_incidents(console, folder.store)
-        console.print(f"What happened, and why: esper query {shlex.quote(str(path))} --view events", soft_wrap=True)
+        console.print(f"What happened, and why: esper query {where} --view events", soft_wrap=True)
     return 0
+
+
+def _run(config: RunConfig, task: Task, path: Path, checkpoint: Checkpoint | None) -> GrowRun:
+    try:
+        return GrowRun(config, task, checkpoint)
+    except (ValueError, KeyError, TypeError) as error:
+        if checkpoint is None:
+            raise
+        raise EsperError(f"resume: the checkpoint in {path} cannot be used: {error}") from error
 
 
 def _tell_incidents(console: Console, store: Path) -> None:

@@ -33,6 +33,7 @@ def _commands(run: RunConfig, training: TrainConfig, table: HeadroomConfig) -> d
         config: RunConfig = run,
         out: Path | None = None,
         replace: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+        resume: Path | None = None,
     ) -> int:
         """Grow one network, then train its controls: the host alone, and the host with every slot filled.
 
@@ -44,10 +45,12 @@ def _commands(run: RunConfig, training: TrainConfig, table: HeadroomConfig) -> d
             Folder of the run; by default named after the run, in runs/.
         replace
             Overwrite an earlier run in that folder.
+        resume
+            Folder of a run that was stopped or killed: go on where it was.
         """
         from esper.scripts.grow import grow
 
-        return grow(config, out=out, replace=replace)
+        return grow(config, out=out, replace=replace, resume=resume)
 
     def train_command(
         config: TrainConfig = training,
@@ -183,13 +186,18 @@ def _commands(run: RunConfig, training: TrainConfig, table: HeadroomConfig) -> d
 def _take_config(arguments: list[str]) -> tuple[RunConfig, TrainConfig, HeadroomConfig]:
     """Take `--config FILE` out of the arguments: it gives the defaults of the command's other arguments.
 
-    So does `--resume FOLDER` of a training, which stays.
+    So does `--resume FOLDER`, which stays.
     """
     run, training, table = RunConfig(), TrainConfig(), HeadroomConfig()
     for at, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name == "--resume" and arguments[:1] == ["train"] and (equals or at + 1 < len(arguments)):
-            return run, read_config(Path(value if equals else arguments[at + 1]) / CONFIG, TrainConfig), table
+        if name == "--resume" and arguments[:1] in (["grow"], ["train"]) and (equals or at + 1 < len(arguments)):
+            path = Path(value if equals else arguments[at + 1]) / CONFIG
+            if arguments[:1] == ["train"]:
+                training = read_config(path, TrainConfig)
+            else:
+                run = read_config(path, RunConfig)
+            break
         if name != "--config":
             continue
         if not equals and at + 1 == len(arguments):

@@ -18,17 +18,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from esper.leyline.config import CONFIG, RUN_FOLDER, TrainConfig
+from esper.leyline.config import RUN_FOLDER, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.nissa.store import RunStore
-from esper.scripts.configs import first_difference, read_config
+from esper.nissa.writer import Kept
 from esper.scripts.errors import INTERRUPTED
-from esper.scripts.running import Interrupt, open_store
+from esper.scripts.running import Interrupt, last_checkpoint, open_store
 from esper.simic.objective import check_gamma
 from esper.simic.run_folder import BEST_POLICY, RunFolder
 from esper.simic.train import PolicyTraining, RoundLine, Worth
 from esper.tamiyo.policy.saved import load_policy
-from esper.tolaria.checkpoints import Checkpoint, Checkpoints
+from esper.tolaria.checkpoints import Checkpoint
 from esper.tolaria.machine import check_device, tune_process
 from esper.tolaria.tasks import Task, load_task
 
@@ -39,12 +39,10 @@ ROUND_KINDS = 2
 def train(config: TrainConfig, *, out: Path | None, replace: bool, resume: Path | None = None) -> int:
     """Train a policy, from the start or from where a run stopped; give the exit code."""
     console = Console()
-    if resume is not None and (out is not None or replace):
-        raise EsperError("resume: a run goes on in its own folder; leave --out and --replace out")
     check_device(config.device)
     tune_process(1)
     path = resume or out or RUN_FOLDER / f"train-{config.task}-{config.host}-seed{config.seed}"
-    checkpoint = None if resume is None else _checkpoint(resume, config)
+    checkpoint = last_checkpoint(config, resume, out, replace)
     tasks = [load_task(config.task, config.host, config.device, width=width) for width in config.contexts.host_widths]
     try:
         check_gamma(config.objective, config.ppo.gamma)
@@ -54,8 +52,8 @@ def train(config: TrainConfig, *, out: Path | None, replace: bool, resume: Path 
     interrupt = Interrupt()
     rounds = config.rounds + config.rounds // config.select_every + ROUND_KINDS
     planned = rounds * len(tasks) * config.training.horizon
-    keep = None if checkpoint is None else int(checkpoint.facts.get("recorded_rounds", 0))
-    with open_store(folder, config, "train", planned, keep_rounds=keep) as store, interrupt.watching():
+    kept = None if checkpoint is None else Kept(int(checkpoint.facts.get("recorded_rounds", 0)))
+    with open_store(folder, config, "train", planned, kept=kept) as store, interrupt.watching():
         training = _training(config, tasks, path, store, checkpoint)
         started, before = time.perf_counter(), training.made
         for line in training.run(lambda: interrupt.asked):
@@ -74,31 +72,6 @@ def train(config: TrainConfig, *, out: Path | None, replace: bool, resume: Path 
     console.print(_table(worths, config))
     console.print(f"Saved in {path}. Grow with it: esper grow --controller greedy:{path / BEST_POLICY}", soft_wrap=True)
     return 0
-
-
-def _checkpoint(path: Path, config: TrainConfig) -> Checkpoint:
-    """Find where a run stopped.
-
-    Raises
-    ------
-    EsperError
-        It was begun with other settings, or left no checkpoint.
-    """
-    differing = first_difference(read_config(path / CONFIG, TrainConfig), config)
-    if differing is not None:
-        name, before, now = differing
-        raise EsperError(
-            f"resume: {name} is {before} in {path} and {now} here; "
-            "a run goes on only as it was begun: leave the setting out, or begin a new run"
-        )
-
-    def report(line: str) -> None:
-        print(f"esper: {line}", file=sys.stderr)
-
-    checkpoint = Checkpoints(path).load(report)
-    if checkpoint is None:
-        raise EsperError(f"resume: {path} has no checkpoint that can be used; begin again with --out and --replace")
-    return checkpoint
 
 
 def _training(

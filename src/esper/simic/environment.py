@@ -20,6 +20,7 @@ from esper.leyline.view import PopulationView, Scores
 from esper.simic.contexts import Contexts, draw_contexts
 from esper.simic.episode import Episode, Step
 from esper.simic.objective import Appraiser, Objective, Standing, check_gamma
+from esper.tamiyo.controllers.base import PlainController
 from esper.tamiyo.policy.action_masks import ActionMasks, compute_batch_masks
 from esper.tamiyo.policy.observation import Observation, Observer
 from esper.tolaria.datasets import Dataset, Split
@@ -108,13 +109,11 @@ class Environment(Protocol):
         """Give what is to be decided on next."""
 
 
-class Given:
-    """A controller that does as it is told from outside."""
+class Given(PlainController):
+    """Does as it is told from outside, and gives the flag and the scores that it was told."""
 
     def __init__(self) -> None:
         self.action_RH = torch.empty(0)
-        self.scores: Scores | None = None
-        self.flag: Tensor | None = None
 
     def observe(self, view: PopulationView) -> None:
         """Whoever tells it has looked already."""

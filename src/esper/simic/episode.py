@@ -5,21 +5,25 @@ Shapes: R rows, S slots, C gate checks, H heads, O operations.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from esper.kasmina.population import Population
 from esper.kasmina.snapshot import Snapshot
+from esper.kasmina.topology import Topology, rebuild, state_of, topology_of
 from esper.leyline.actions import HEAD_COUNT, Blueprint, SiteKind
 from esper.leyline.checks import GateReport, Outcome
 from esper.leyline.clock import PhaseClock
-from esper.leyline.config import PopulationConfig
+from esper.leyline.config import Frozen, PopulationConfig
 from esper.leyline.panics import Panic
 from esper.leyline.slots import EMPTY_SLOT, NOT_MEASURED, Structure, legal_ops
+from esper.leyline.state import Tensors, below, under
 from esper.leyline.transfer import Cargo, Parcel
 from esper.leyline.view import Controller, PopulationView, Scores
 from esper.simic.contexts import Contexts, noisy_labels
@@ -91,6 +95,17 @@ class Step:
     val_accuracy_R: np.ndarray
     panic_R: np.ndarray
     culled_RS: np.ndarray
+
+
+class EpisodeFacts(Frozen):
+    """The plain values of an episode's state."""
+
+    decision: Annotated[int, Field(ge=1)]
+    """Decisions made."""
+    update: Annotated[int, Field(ge=1)]
+    """Updates made: they, the seed and a row's id say where in its data the row is."""
+    topology: Topology
+    """What grew where."""
 
 
 class _Losses(NamedTuple):
@@ -192,6 +207,8 @@ class Episode:
         self._no_scores = Scores(unmeasured_R[:, None].expand(-1, HEAD_COUNT), unmeasured_R)
         self._action_RH: Tensor | None = None
         self._gates: GateReport | None = None
+        self._restored: Tensors | None = None
+        """The record of the last decision, if that was made before the episode was restored."""
         self.clock = PhaseClock()
         self.reward: dict[str, Tensor] = {}
 
@@ -216,7 +233,8 @@ class Episode:
         population, phase = self.population, self.clock.phase
         before, structure = self.decision - 1, self._structure
         with phase("pack"):
-            parcels = [self._parcel()] if record and self.decision else []
+            parcels = [Parcel.pack(self._record())] if record and self.decision else []
+            self._restored = None
         with phase("observe"):
             view = self.view()
             self._gates = view.gates
@@ -285,16 +303,65 @@ class Episode:
         RuntimeError
             No decision was made yet.
         """
-        (cargo,) = self.population.settle(self._parcel())
+        (cargo,) = self.population.settle(Parcel.pack(self._record()))
         return _step(cargo, self.decision - 1, self._structure)
 
-    def _parcel(self) -> Parcel:
-        """Pack the record of the last decision."""
+    def state(self) -> tuple[EpisodeFacts, Tensors]:
+        """Give all that the decisions to come, and the record of the last one, depend on.
+
+        All else follows from the configuration: random numbers are drawn by seed and coordinates alone.
+
+        Raises
+        ------
+        RuntimeError
+            No decision was made yet.
+        """
+        record = self._record()
+        parts = {
+            "population": state_of(self.population),
+            "kept": self._snapshot.state(),
+            "governor": self.governor.state(),
+            "controller": self.controller.state(),
+            "good": self._good._asdict(),
+            "seen": self._seen._asdict(),
+            "structure": {name: torch.from_numpy(array) for name, array in vars(self._structure).items()},
+            "record": record,
+        }
+        facts = EpisodeFacts(decision=self.decision, update=self.trainer.update, topology=topology_of(self.population))
+        return facts, {name: t for part, tensors in parts.items() for name, t in under(part, tensors).items()}
+
+    def restore(self, facts: EpisodeFacts, saved: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave; this episode must be new, of the same configuration.
+
+        Raises
+        ------
+        ValueError, KeyError
+            The state is of something else.
+        """
+        rebuild(self.population, facts.topology, below("population", saved))
+        self._snapshot.put_back(below("kept", saved))
+        self.governor.restore(below("governor", saved), facts.decision)
+        self.controller.restore(below("controller", saved))
+        self._good, self._seen = (_Losses(**self._here(part, saved)) for part in ("good", "seen"))
+        self._structure = Structure(**{name: tensor.numpy() for name, tensor in below("structure", saved).items()})
+        self._restored = record = self._here("record", saved)
+        self._action_RH, self._culled_RS = record["action_RH"], record["culled_RS"]
+        self._last = Outcome(**{f.name: record[f"{f.name}_R"] for f in fields(Outcome)})
+        self.trainer.update, self.decision = facts.update, facts.decision
+
+    def _here(self, part: str, saved: Mapping[str, Tensor]) -> Tensors:
+        """Give one part of a saved state on the device."""
+        return {name: tensor.to(self.population.device) for name, tensor in below(part, saved).items()}
+
+    def _record(self) -> Tensors:
+        """The record of the last decision."""
+        if self._restored is not None:
+            return self._restored
         if self._action_RH is None or self._gates is None or self._last is None:
-            raise RuntimeError("call advance() before step()")
+            raise RuntimeError("no decision was made yet: call advance() first")
         scores = self.controller.scores or self._no_scores
         told = _chosen(self._panic_R != int(Panic.NONE), self._measured, self._seen)
-        tensors = {
+        return {
             "action_RH": self._action_RH,
             "legal_RO": self._legal_RO,
             "log_prob_RH": scores.log_prob_RH,
@@ -307,7 +374,6 @@ class Episode:
             **{f"slots.{name}": getattr(self.population.slots, name) for name in EMPTY_SLOT},
             **{f"reward.{name}": part_R for name, part_R in self.reward.items()},
         }
-        return Parcel.pack(tensors)
 
 
 def _chosen(first_R: Tensor, first: _Losses, second: _Losses) -> _Losses:

@@ -71,7 +71,7 @@ class RoundRecorder:
     number
         Of the round.
     episode
-        Its population, before the first decision.
+        Its population: before the first decision, or restored, with its round in the store up to there.
     purpose, arm, controller
         See `round` in the schema.
     twin_round
@@ -92,8 +92,7 @@ class RoundRecorder:
         self._store, self._number, self._episode = store, number, episode
         self._full = episode.config.recording.record == "full"
         self._step: Step | None = None
-        self._panic_R = np.full(episode.population.rows, int(Panic.NONE))
-        self._timed = 0
+        self._timed = episode.decision
         self._waiting: deque[Step] = deque()
         population, training = episode.population, episode.config.training
         rows, host = population.rows, episode.task.host
@@ -128,13 +127,15 @@ class RoundRecorder:
             "started_unix_s": time.time(),
             "decisions": 0,
         }
-        started = Rows("episode", self._episodes | {"status": "running"})
-        store.add(1 + rows, lambda: [Rows("round", begin), started])
+        round_begins: Rows | Change = Rows("round", begin)
+        if episode.decision:
+            round_begins = Change("round", {"ended_unix_s": None}, {"round": number})
+        running = Rows("episode", self._episodes | {"status": "running"}, replace=episode.decision > 0)
+        store.add(1 + rows, lambda: [round_begins, running])
 
     def decision(self, step: Step) -> None:
         """Record a decision, and what the phases have taken since the last time."""
         self._step = step
-        self._panic_R = np.maximum(self._panic_R, step.panic_R)
         self._waiting.append(step)
         rows, slots = step.structure.stage.shape
         if not self._store.add(rows * (2 + slots), self._decision_writes):
@@ -178,10 +179,10 @@ class RoundRecorder:
             were not rolled back.
         """
         ended = time.time()
-        failed_R = self._panic_R != int(Panic.NONE)
+        panic_R = self._episode.governor.failure_R.cpu().numpy()
         ends = {
-            "status": np.where(failed_R, "rolled back", status).astype(object),
-            "status_reason": PANICS[self._panic_R],
+            "status": np.where(panic_R != int(Panic.NONE), "rolled back", status).astype(object),
+            "status_reason": PANICS[panic_R],
         }
         columns = self._episodes | ends | self._growth() | dict(results)
         writes: list[Rows | Change] = [

@@ -4,8 +4,8 @@ config.json          the resolved configuration: `esper grow --config config.jso
 run.sqlite           everything that happened (see nissa)
 model.safetensors    the grown network; model.json describes its modules
 model.py             plain PyTorch loader, needs neither Esper nor this folder's other files
-policy-best/         after `esper train` instead: the policy that did best on the selection split,
-checkpoints/         and policy and learner after the last rounds, to go on from
+checkpoints/         where it was, to go on from
+policy-best/         after `esper train` instead of the network: the policy that did best on the selection split
 headroom.json        after `esper exam headroom` instead: what every schedule did in every context
 comparison.json      after `esper exam compare` instead: what every arm reached, start by start
 """
@@ -13,6 +13,8 @@ comparison.json      after `esper exam compare` instead: what every arm reached,
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from pathlib import Path
 
 from safetensors.torch import save
@@ -22,7 +24,7 @@ from esper.kasmina.export import describe
 from esper.kasmina.population import Population
 from esper.leyline.config import CONFIG, CompareConfig, HeadroomConfig, PopulationConfig, RunConfig, TrainConfig
 from esper.leyline.errors import EsperError
-from esper.leyline.files import write_atomic
+from esper.leyline.files import hold_folder, write_atomic
 from esper.nissa.schema import STORE, store_files
 from esper.tamiyo.policy.saved import DESCRIPTION, WEIGHTS
 from esper.tolaria.checkpoints import Checkpoints
@@ -38,7 +40,7 @@ _MADE = (
 
 
 class RunFolder:
-    """Makes the folder of a run; every file that it writes is whole at any moment.
+    """Makes the folder of a run and keeps it to itself; every file that it writes is whole at any moment.
 
     Parameters
     ----------
@@ -59,15 +61,15 @@ class RunFolder:
     Raises
     ------
     EsperError
-        The folder holds a run or something else, or cannot be written.
+        The folder holds a run or something else, another process works in it, or it cannot be written.
     """
 
     def __init__(self, path: Path, config: PopulationConfig, *, replace: bool, resume: bool = False) -> None:
         self.path, self.store = path, path / STORE
-        if resume:
-            return
-        _make_room(path, replace=replace)
-        write_atomic(path / CONFIG, (config.model_dump_json(indent=2) + "\n").encode())
+        held = hold_folder(path) if resume else _make_room(path, replace=replace)
+        weakref.finalize(self, os.close, held)
+        if not resume:
+            write_atomic(path / CONFIG, (config.model_dump_json(indent=2) + "\n").encode())
 
     def model(self, population: Population, row: int) -> None:
         """Save one row as a plain PyTorch model with its loader."""
@@ -93,7 +95,8 @@ def _describes(kind: type[PopulationConfig], text: bytes) -> bool:
     return True
 
 
-def _make_room(path: Path, *, replace: bool) -> None:
+def _make_room(path: Path, *, replace: bool) -> int:
+    """Make the folder, or empty that of an earlier run, and hold it; give the descriptor that does."""
     try:
         if path.exists():
             if not path.is_dir():
@@ -103,10 +106,12 @@ def _make_room(path: Path, *, replace: bool) -> None:
                 raise EsperError(f"out: {path} holds other files; name a new or empty folder")
             if held and not replace:
                 raise EsperError(f"out: {path} holds a run; name another folder, or add --replace to overwrite it")
-            # The configuration stays until the new one replaces it: until then it still is a run.
-            for file in (*store_files(path / STORE), *(path / name for name in _MADE)):
-                file.unlink(missing_ok=True)
-            Checkpoints(path).remove()
         path.mkdir(parents=True, exist_ok=True)
+        descriptor = hold_folder(path)
+        # The configuration stays until the new one replaces it: until then it still is a run.
+        for file in (*store_files(path / STORE), *(path / name for name in _MADE)):
+            file.unlink(missing_ok=True)
+        Checkpoints(path).remove()
     except OSError as error:
         raise EsperError(f"out: cannot use {path}: {error.strerror or error}; name a folder you may write") from error
+    return descriptor

@@ -119,6 +119,8 @@ class PolicyTraining:
     def run(self, stopped: Callable[[], bool]) -> Iterator[RoundLine]:
         """Train round by round until the last, or until `stopped` says so; every round leaves a checkpoint."""
         config = self.config
+        if not self.made:
+            self._save(0)
         for number in range(self.made, config.rounds):
             if stopped():
                 return

@@ -10,6 +10,7 @@ Shapes: R rows, W remembered losses.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from esper.leyline.config import GovernorConfig
 from esper.leyline.panics import Panic
+from esper.leyline.state import Tensors, put_back, taken
+
+_REMEMBERED = ("_loss_RW", "_learned_R", "_guesses_R", "failure_R")
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,10 @@ class Governor:
 
     Attributes
     ----------
-    retired_R
-        Bool: the row failed, now or earlier; nothing is judged of it any more.
+    failure_R
+        Int64, values of `Panic`: why the row failed, now or earlier; nothing is judged of it any more.
+    judged
+        Decisions so far.
     """
 
     def __init__(self, config: GovernorConfig, classes: int, rows: int, device: torch.device | str) -> None:
@@ -58,11 +64,31 @@ class Governor:
         self._guess = math.log(classes)
         self._guessing_accuracy = 1 / classes + config.collapsed_accuracy * (1 - 1 / classes)
         self._loss_RW = torch.full((rows, config.governor_window), self._guess, device=device)
-        self._judged = 0
+        self.judged = 0
         self._learned_R = torch.zeros(rows, dtype=torch.bool, device=device)
         self._guesses_R = torch.zeros(rows, dtype=torch.int64, device=device)
         """Decisions in a row at chance."""
-        self.retired_R = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.failure_R = torch.full((rows,), int(Panic.NONE), device=device)
+
+    @property
+    def retired_R(self) -> Tensor:
+        """Bool: the row failed, now or earlier."""
+        return self.failure_R != int(Panic.NONE)
+
+    def state(self) -> Tensors:
+        """Give what is remembered of the rows, by name; beside it there is the number of decisions judged."""
+        return taken(self, _REMEMBERED)
+
+    def restore(self, saved: Mapping[str, Tensor], judged: int) -> None:
+        """Remember what was saved after so many decisions.
+
+        Raises
+        ------
+        ValueError
+            It is of other rows.
+        """
+        put_back(self, _REMEMBERED, saved)
+        self.judged = judged
 
     @torch.no_grad()
     def judge(self, train_loss_R: Tensor, val_loss_R: Tensor, val_accuracy_R: Tensor, norm_R: Tensor) -> Verdict:
@@ -93,10 +119,10 @@ class Governor:
         panic_R.masked_fill_(excess_R > room_R, int(Panic.DIVERGED))
         panic_R.masked_fill_(~finite_R, int(Panic.NOT_FINITE))
         panic_R.masked_fill_(self.retired_R, int(Panic.NONE))
-        self.retired_R = self.retired_R | (panic_R != int(Panic.NONE))
+        self.failure_R = torch.where(self.retired_R, self.failure_R, panic_R)
         # A median does not mind the order of its values.
-        loss_RW[:, self._judged % config.governor_window] = val_loss_R.nan_to_num(guess, guess, guess)
-        self._judged += 1
+        loss_RW[:, self.judged % config.governor_window] = val_loss_R.nan_to_num(guess, guess, guess)
+        self.judged += 1
         return Verdict(panic_R, ~self.retired_R & ~fallen_R & (excess_R <= room_R / 2))
 
 

@@ -3,8 +3,9 @@
 Shape suffixes: R rows, S slots, H heads, O operations, B blueprints, P places in the order of blueprints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -22,7 +23,8 @@ from esper.leyline.actions import (
 from esper.leyline.checks import ALL_GATE_CHECKS, GATE_OF_STAGE, Check, Gate
 from esper.leyline.slots import legal_ops
 from esper.leyline.stages import ADVANCE_TARGET
-from esper.leyline.view import PopulationView
+from esper.leyline.state import Tensors, put_back, taken
+from esper.leyline.view import PopulationView, Scores
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,23 @@ class Recipe:
 
 
 RECIPE = Recipe()
+
+
+class PlainController:
+    """What controllers without a policy share: nothing to check, no probabilities, a memory of named attributes."""
+
+    flag: torch.Tensor | None = None
+    scores: Scores | None = None
+    _memory: ClassVar[tuple[str, ...]] = ()
+    """Attributes that decisions to come depend on."""
+
+    def state(self) -> Tensors:
+        """See `Controller`."""
+        return taken(self, self._memory)
+
+    def restore(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """See `Controller`."""
+        put_back(self, self._memory, saved)
 
 
 def used_heads(device: torch.device | str) -> torch.Tensor:

@@ -18,6 +18,7 @@ from esper.leyline.view import PopulationView
 from esper.tamiyo.controllers.base import (
     RECIPE,
     Gardener,
+    PlainController,
     Recipe,
     first_wish,
     passing,
@@ -57,7 +58,7 @@ class HeuristicConfig:
 CONFIG = HeuristicConfig()
 
 
-class HeuristicController:
+class HeuristicController(PlainController):
     """One action for each row: fossilize, else cull, else advance, else germinate, else wait.
 
     Parameters
@@ -70,7 +71,7 @@ class HeuristicController:
         Where the views live.
     """
 
-    flag = scores = None
+    _memory = ("_loss_RW", "_penalty_RB", "_seeds_made_R", "_germinated_R", "_stage_RS", "_blueprint_RS")
 
     _view: PopulationView
 

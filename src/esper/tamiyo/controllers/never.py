@@ -4,9 +4,10 @@ import torch
 
 from esper.leyline.actions import HEAD_COUNT, Op
 from esper.leyline.view import PopulationView
+from esper.tamiyo.controllers.base import PlainController
 
 
-class NeverController:
+class NeverController(PlainController):
     """Always waits.
 
     Parameters
@@ -16,8 +17,6 @@ class NeverController:
     device
         Where the actions are wanted.
     """
-
-    flag = scores = None
 
     def __init__(self, rows: int, *, device: torch.device | str = "cpu") -> None:
         self._wait = torch.full((rows, HEAD_COUNT), int(Op.WAIT), device=device)

@@ -12,6 +12,7 @@ from esper.leyline.view import PopulationView
 from esper.tamiyo.controllers.base import (
     RECIPE,
     Gardener,
+    PlainController,
     Recipe,
     first_wish,
     passing,
@@ -20,7 +21,7 @@ from esper.tamiyo.controllers.base import (
 )
 
 
-class PeriodicController:
+class PeriodicController(PlainController):
     """Germinates every `period` decisions, slots and blueprints in rotation; commits what passes its gates.
 
     Nothing is germinated that could not be committed before the horizon: that is arithmetic, not judgement.
@@ -39,8 +40,6 @@ class PeriodicController:
     device
         Where the views live.
     """
-
-    flag = scores = None
 
     _view: PopulationView
 

@@ -9,10 +9,10 @@ from esper.leyline.actions import ALPHA_SPEEDS, HEAD_COUNT, Head, Op, head_sizes
 from esper.leyline.slots import gradual_cull_legal, legal_ops
 from esper.leyline.streams import Stream
 from esper.leyline.view import PopulationView
-from esper.tamiyo.controllers.base import used_heads
+from esper.tamiyo.controllers.base import PlainController, used_heads
 
 
-class RandomController:
+class RandomController(PlainController):
     """Draws the operation, then its slot, then the rest, each uniformly over what is structurally possible.
 
     It does not look at gates: an advance or a fossilization that comes too early is refused by the engine.
@@ -26,8 +26,6 @@ class RandomController:
     slots
         Number of slots.
     """
-
-    flag = scores = None
 
     _view: PopulationView
 

@@ -9,10 +9,10 @@ from esper.leyline.actions import Blueprint, Op
 from esper.leyline.slots import legal_ops
 from esper.leyline.stages import Stage
 from esper.leyline.view import PopulationView
-from esper.tamiyo.controllers.base import RECIPE, Gardener, Recipe, first_wish, passing, scored
+from esper.tamiyo.controllers.base import RECIPE, Gardener, PlainController, Recipe, first_wish, passing, scored
 
 
-class ScheduleController:
+class ScheduleController(PlainController):
     """Germinates what its plan names, each row by its own; advances and commits as soon as the gates let it.
 
     Nothing is culled and nothing is tried twice. One action a decision: what is due and has to wait is done as soon as
@@ -28,7 +28,7 @@ class ScheduleController:
         How to germinate.
     """
 
-    flag = scores = None
+    _memory = ("_sown_RS",)
 
     _view: PopulationView
 

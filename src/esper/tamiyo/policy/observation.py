@@ -54,11 +54,24 @@ class Observer:
         Slots of the hosts.
     device
         Where the views live.
+    history_RW
+        Losses that are remembered, for an episode that goes on; by default none.
+
+    Attributes
+    ----------
+    history_RW
+        Losses that are remembered, the last one last.
     """
 
-    def __init__(self, rows: int, config: SlotConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        rows: int,
+        config: SlotConfig,
+        device: torch.device | str = "cpu",
+        history_RW: Tensor | None = None,
+    ) -> None:
         self.rows, self.slots = rows, config.slots
-        self._loss_RW = torch.full((rows, HISTORY + 1), NOT_MEASURED, device=device)
+        self.history_RW = unmeasured_history(rows, device) if history_RW is None else history_RW
         tables = {
             "stage": _one_hot_rows(STAGE_COUNT, [int(s) for s in OBSERVED_STAGES]),
             "blueprint": torch.eye(len(Blueprint)),
@@ -127,8 +140,8 @@ class Observer:
     def _run_token(self, view: PopulationView, growth_RS: Tensor) -> Tensor:
         table, slots = self._table, view.slots
         chance = math.log(view.classes)
-        self._loss_RW = torch.cat((self._loss_RW[:, 1:], view.val_loss_R.float()[:, None]), 1)
-        loss_RW = self._loss_RW
+        self.history_RW = torch.cat((self.history_RW[:, 1:], view.val_loss_R.float()[:, None]), 1)
+        loss_RW = self.history_RW
         running_RK = torch.cat(
             (view.train_loss_R.float()[:, None], loss_RW[:, -1:], loss_RW[:, :-1].flip(1) - loss_RW[:, -1:]), 1
         ).div_(chance)
@@ -160,7 +173,7 @@ class Observer:
     def _last(self, view: PopulationView) -> Tensor:
         """Last operation and what came of it, [R, operations + 3]."""
         if view.last is None or view.last_action_RH is None:
-            return torch.zeros(self.rows, len(Op) + 3, device=self._loss_RW.device)
+            return torch.zeros(self.rows, len(Op) + 3, device=self.history_RW.device)
         refused_R = view.last.refused_by
         outcome = torch.stack(
             (
@@ -175,6 +188,11 @@ class Observer:
         known_R = (op_R >= 0) & (op_R < len(Op))
         op_RO = self._table["op"][op_R.clamp(0, len(Op) - 1)] * known_R[:, None]
         return torch.cat((op_RO, outcome.float()), 1)
+
+
+def unmeasured_history(rows: int, device: torch.device | str) -> Tensor:
+    """Give what an observer remembers before the first decision: float32 [R, W], nothing measured."""
+    return torch.full((rows, HISTORY + 1), NOT_MEASURED, device=device)
 
 
 def _money(nats_R: Tensor) -> Tensor:
