@@ -21,6 +21,11 @@ def snapshot(folder):
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
+def listed(folder):
+    """Give the names in a folder, in order."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def in_process(capsys, *arguments):
     capsys.readouterr()
     code = main([str(argument) for argument in arguments])

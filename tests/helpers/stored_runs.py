@@ -131,5 +131,5 @@ def look_at_everything(path):
 
 
 def left_in(folder):
-    """Give what lies in a folder: names, contents, times of change."""
-    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    """Give the files that lie in a folder: names, contents, times of change."""
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()}

@@ -26,6 +26,7 @@ from helpers.command import (
     SHORT,
     full_from,
     in_process,
+    listed,
     process,
     snapshot,
 )
@@ -95,7 +96,7 @@ def test_doctor_finds_a_full_disk(capsys, monkeypatch):
 def test_a_whole_run_on_a_pipe(home):
     code, out, err = process("grow", *LIVELY, "--out", "run")
     assert (code, err) == (0, "")
-    assert sorted(snapshot(home / "run")) == RUN_FILES
+    assert listed(home / "run") == RUN_FILES
     assert "\x1b" not in out
     lines = out.splitlines()
     # Progress in plain lines: every tenth decision and the last of each arm.
@@ -156,7 +157,7 @@ def test_the_default_folder_names_the_run(home, capsys):
     arguments = ("--task", "digits-mlp", "--host", "ample", "--controller", "never", "--seed", "7", "--horizon", "1")
     code, out, _ = in_process(capsys, "grow", *arguments, "--updates-per-decision", "1")
     assert code == 0
-    assert sorted(snapshot(home / "runs" / "digits-mlp-ample-never-seed7")) == RUN_FILES
+    assert listed(home / "runs" / "digits-mlp-ample-never-seed7") == RUN_FILES
     assert "Saved in runs/digits-mlp-ample-never-seed7." in out
 
 
@@ -174,8 +175,9 @@ def test_the_config_of_a_run_repeats_it_bit_for_bit(home, capsys, arguments):
     assert in_process(capsys, "grow", *arguments, "--out", "first")[0] == 0
     assert in_process(capsys, "grow", "--config", "first/config.json", "--out", "second")[0] == 0
     first, second = snapshot(home / "first"), snapshot(home / "second")
-    assert sorted(first) == sorted(second) == RUN_FILES
-    for name in set(RUN_FILES) - {"run.sqlite"}:
+    assert listed(home / "first") == listed(home / "second") == RUN_FILES
+    # A checkpoint says when it was made.
+    for name in set(RUN_FILES) - {"run.sqlite", "checkpoints"}:
         assert first[name] == second[name], name
     first, second = (facts(home / name / "run.sqlite") for name in ("first", "second"))
     for table in first:
@@ -223,7 +225,7 @@ def test_a_page_without_arrows(home):
     code, out, err = process("grow", *LIVELY, "--out", "run", env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"})
     assert (code, err) == (0, "")
     assert "GERMINATED" in out
-    assert sorted(snapshot(home / "run")) == RUN_FILES
+    assert listed(home / "run") == RUN_FILES
 
 
 # On a terminal.
@@ -254,7 +256,7 @@ def test_a_whole_run_on_a_terminal(home):
     arguments = (*LIVELY[:-1], "50", "--out", "run")
     code, written = on_a_terminal("grow", *arguments, columns=100)
     assert code == 0
-    assert sorted(snapshot(home / "run")) == RUN_FILES
+    assert listed(home / "run") == RUN_FILES
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written).replace("\r", "\n")
     # The panel: which run, the slots with stage and alpha, how fast it goes and how long it will take.
     for arm in ARMS:

@@ -44,11 +44,11 @@ def event(**more):
     return Event(**{**told, **more})
 
 
-def shown(*lines, width=80, terminal=True, events=()):
+def shown(*lines, width=80, terminal=True, events=(), told=0):
     """Show decisions of one arm; give what was written, without its control sequences."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=width, height=40, color_system="standard")
-    with Display(console, CONFIG, 3) as display:
+    with Display(console, CONFIG, 3 * CONFIG.training.horizon, told) as display:
         for one in lines:
             display.show("grown", one, list(events))
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue()).replace("\r", "\n")
@@ -103,6 +103,13 @@ def test_lines_without_a_terminal():
 def test_the_time_left_counts_all_arms():
     # Of 3 arms of 25 decisions, 25 are made: twice the time so far is left, whatever that is.
     text = shown(*(line(decision) for decision in range(25)), terminal=False, width=200)
+    rate, left = re.findall(r"(\d+\.\d) decisions/s  (\d+) s left", text)[-1]
+    assert int(left) == pytest.approx(50 / float(rate), abs=1)
+
+
+def test_the_time_left_of_a_run_that_goes_on():
+    # The first 20 were made by another process: the rate is that of the 5 decisions of this one.
+    text = shown(*(line(decision) for decision in range(20, 25)), terminal=False, width=200, told=20)
     rate, left = re.findall(r"(\d+\.\d) decisions/s  (\d+) s left", text)[-1]
     assert int(left) == pytest.approx(50 / float(rate), abs=1)
 

@@ -80,7 +80,7 @@ def test_undisturbed(whole):
     assert told == every_line()
     assert [result.arm for result in run.results] == list(ARMS)
     assert run.finished
-    assert column(folder / "run.sqlite", "SELECT count(*) FROM transition")[0] >= 8
+    assert column(folder / "run.sqlite", "SELECT count(*) FROM transition")[0] >= 5
 
 
 @pytest.mark.parametrize("stop", [0, 1, HORIZON - 1, HORIZON, HORIZON + 1, 2 * HORIZON + 3, 3 * HORIZON - 1])

@@ -69,7 +69,8 @@ def strict(text):
 @tasks
 def test_every_file_is_there_and_none_besides(saved, task):
     path, _ = saved(task)
-    assert names(path) == RUN_FILES
+    # Checkpoints are made by whoever runs the arms.
+    assert names(path) == [name for name in RUN_FILES if name != "checkpoints"]
     check_whole(path / "run.sqlite")
 
 

@@ -129,6 +129,7 @@ class Arm:
                 arm=self.name,
                 controller=self._controller,
                 twin_round=None if self.name == TWIN else number[TWIN],
+                goes_on=self.episode.decision > 0,
             )
 
         while not self.episode.done and not stopped():

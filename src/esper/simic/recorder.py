@@ -71,11 +71,13 @@ class RoundRecorder:
     number
         Of the round.
     episode
-        Its population: before the first decision, or restored, with its round in the store up to there.
+        Its population.
     purpose, arm, controller
         See `round` in the schema.
     twin_round
         Round of the twins of its rows, where they have one of their own.
+    goes_on
+        The episode was restored, and the store has its round up to there.
     """
 
     def __init__(
@@ -88,11 +90,12 @@ class RoundRecorder:
         arm: str,
         controller: str,
         twin_round: int | None = None,
+        goes_on: bool = False,
     ) -> None:
         self._store, self._number, self._episode = store, number, episode
         self._full = episode.config.recording.record == "full"
         self._step: Step | None = None
-        self._timed = episode.decision
+        self._timed = episode.decision if goes_on else 0
         self._waiting: deque[Step] = deque()
         population, training = episode.population, episode.config.training
         rows, host = population.rows, episode.task.host
@@ -128,9 +131,9 @@ class RoundRecorder:
             "decisions": 0,
         }
         round_begins: Rows | Change = Rows("round", begin)
-        if episode.decision:
+        if goes_on:
             round_begins = Change("round", {"ended_unix_s": None}, {"round": number})
-        running = Rows("episode", self._episodes | {"status": "running"}, replace=episode.decision > 0)
+        running = Rows("episode", self._episodes | {"status": "running"}, replace=goes_on)
         store.add(1 + rows, lambda: [round_begins, running])
 
     def decision(self, step: Step) -> None:
