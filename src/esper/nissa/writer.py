@@ -142,10 +142,8 @@ class Writer:
             now = time.time()
             start = {"id": 1, "status": "running", "started_unix_s": now, "heartbeat_unix_s": now}
             self._insert(Rows("run", {**run, **start, "flushes": [0], "stalls": 0, "stall_s": 0.0}))
-            # The log lets others read meanwhile. A commit survives the process, though not always the machine. Begun
-            # before it, the file itself says from the first moment on what it is.
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
+            # Begun before the log, the file itself says from the first moment on what it is.
+            self._log()
         except BaseException:
             # A store without a run is of use to nobody.
             self._db.close()
@@ -156,8 +154,7 @@ class Writer:
     def _go_on(self, run: Mapping[str, Any], kept: Kept) -> None:
         """Take up the record of a run that was ended or killed, without what came after what is kept."""
         check_version(self._db, self._path)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._log()
         now = time.time()
         with self._transaction():
             self._cut(kept)
@@ -166,6 +163,11 @@ class Writer:
             self._stalls, self._stall_s = self._db.execute("SELECT stalls, stall_s FROM run").fetchone()
             status = {"status": "running", "status_reason": None, "ended_unix_s": None, "heartbeat_unix_s": now}
             self._change(Change("run", {"process_id": run["process_id"], **status}, {"id": 1}))
+
+    def _log(self) -> None:
+        """Keep a log, which lets others read meanwhile; synced, because a checkpoint relies on what was recorded."""
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
 
     def _cut(self, kept: Kept) -> None:
         first = kept.rounds if kept.decisions is None else kept.rounds + 1
