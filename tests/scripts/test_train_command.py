@@ -10,9 +10,10 @@ import sys
 import pytest
 
 from esper.leyline.config import TrainConfig
+from esper.scripts.main import main
 from esper.simic.run_folder import RunFolder
-from helpers.command import COMMAND, ENVIRONMENT, in_process, process, snapshot
-from helpers.stored import column
+from helpers.command import COMMAND, ENVIRONMENT, full_from, in_process, process, snapshot
+from helpers.stored import check_whole, column, facts, stored
 
 TINY = (
     *("--task", "mnist1d-mlp", "--rounds", "2", "--rows", "4", "--group-size", "2", "--select-every", "1"),
@@ -187,6 +188,46 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(home, capsys):
     assert {n: c for n, c in snapshot(home / "run").items() if n != "run.sqlite"} == {
         n: c for n, c in whole.items() if n != "run.sqlite"
     }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Give the folder of a finished run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["train", *TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+# Syncs: the configuration, then for each of three checkpoints its files, the folders and LATEST, with two files of the
+# best policy before the second and the third.
+@pytest.mark.parametrize("write", [1, 2, 10, 12, 20, 25])
+def test_after_a_full_disk_it_goes_on_once_there_is_room(whole, home, capsys, monkeypatch, write):
+    with monkeypatch.context() as patch:
+        full_from(patch, write)
+        code, _, err = in_process(capsys, "train", *TINY, "--out", "run")
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert re.search(r"cannot write run/(\S+): No space left on device; free the disk or choose another folder$", err)
+    assert not list((home / "run").rglob(".*"))
+    if write == 1:
+        assert files_of(home / "run") == []
+        return
+    check_whole(home / "run" / "run.sqlite")
+    ((status, reason),) = (
+        row.values() for row in stored(home / "run" / "run.sqlite", "SELECT status, status_reason FROM run")
+    )
+    assert (status, "No space left on device" in reason) == ("failed", True)
+    code, _, err = in_process(capsys, "train", "--resume", "run")
+    if not (home / "run" / "checkpoints" / "LATEST").exists():
+        assert (code, err.count("run has no checkpoint that can be used")) == (2, 1)
+        return
+    assert (code, err) == (0, "")
+    assert files_of(home / "run") == files_of(whole)
+    for name in files_of(whole):
+        if name != "run.sqlite":
+            assert (home / "run" / name).read_bytes() == (whole / name).read_bytes(), name
+    one, other = (facts(folder / "run.sqlite") for folder in (home / "run", whole))
+    assert {n: rows for n, rows in one.items() if n != "run"} == {n: rows for n, rows in other.items() if n != "run"}
 
 
 @pytest.mark.slow
