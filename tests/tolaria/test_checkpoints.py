@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -94,6 +95,19 @@ def test_what_was_saved_is_loaded(tmp_path):
     names = [f"{number:08}" for number in range(5 - KEPT, 5)]
     assert sorted(os.listdir(tmp_path / FOLDER)) == sorted([*names, LATEST])
     assert (tmp_path / FOLDER / LATEST).read_text() == "00000004\n"
+
+
+def test_other_versions_are_told_of(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(module._SOFTWARE, "torch", "1.0")
+        Checkpoints(tmp_path).save(made(1))
+    said = []
+    assert Checkpoints(tmp_path).load(said.append) == made(1)
+    assert len(said) == 1
+    path = tmp_path / FOLDER / "00000001"
+    now = torch.__version__
+    told = f"checkpoint {path} was made with torch 1.0, this is {now}: what follows may differ from then"
+    assert said == [told]
 
 
 def test_a_number_can_be_written_again(tmp_path):

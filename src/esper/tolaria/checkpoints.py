@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, ValidationError
 
+from esper import __version__
 from esper.leyline.config import Frozen
 from esper.leyline.errors import EsperError
 from esper.leyline.files import write_atomic
@@ -29,6 +31,7 @@ FOLDER, MANIFEST, LATEST = "checkpoints", "manifest.json", "LATEST"
 KEPT = 2
 """Checkpoints that stay: the newest, and one to fall back on."""
 _DIGITS = 8
+_SOFTWARE = {"Esper": __version__, "torch": str(torch.__version__)}
 
 
 class _File(Frozen):
@@ -41,6 +44,8 @@ class _Manifest(Frozen):
     number: Annotated[int, Field(ge=0)]
     facts: dict[str, Any]
     files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], _File]
+    software: dict[str, str]
+    """Versions that it was made with."""
     seal: str = ""
     """Checksum of all the rest."""
 
@@ -91,7 +96,7 @@ class Checkpoints:
         name = f"{checkpoint.number:0{_DIGITS}}"
         path, temporary = self.folder / name, self.folder / f".{name}.tmp"
         described = {n: _File(size_bytes=len(data), blake2b=_digest(data)) for n, data in checkpoint.files.items()}
-        manifest = _Manifest(number=checkpoint.number, facts=checkpoint.facts, files=described)
+        manifest = _Manifest(number=checkpoint.number, facts=checkpoint.facts, files=described, software=_SOFTWARE)
         manifest = manifest.model_copy(update={"seal": manifest.sealed()})
         try:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -115,10 +120,13 @@ class Checkpoints:
             shutil.rmtree(self.folder / old, ignore_errors=True)
 
     def load(self, report: Callable[[str], None]) -> Checkpoint | None:
-        """Read the newest whole checkpoint, None where there is none; `report` is told of each that is passed over."""
+        """Read the newest whole checkpoint, None where there is none.
+
+        `report` is told of each that is passed over, and of other versions of what computes.
+        """
         for name in reversed(self._names()):
             try:
-                return _read(self.folder / name)
+                return _read(self.folder / name, report)
             except (OSError, ValueError) as error:
                 report(f"checkpoint {self.folder / name} is not used: {error}")
         return None
@@ -140,7 +148,7 @@ class Checkpoints:
             return []
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path, report: Callable[[str], None]) -> Checkpoint:
     """Read a checkpoint, every byte checked.
 
     Raises
@@ -167,6 +175,10 @@ def _read(path: Path) -> Checkpoint:
         if _digest(data) != told.blake2b:
             raise ValueError(f"{name} does not have the checksum that it was written with")
         contents[name] = data
+    for name, now in _SOFTWARE.items():
+        before = manifest.software.get(name)
+        if before != now:
+            report(f"checkpoint {path} was made with {name} {before}, this is {now}: what follows may differ from then")
     return Checkpoint(manifest.number, manifest.facts, contents)
 
 
