@@ -39,7 +39,11 @@ def episodes(task_name: str, host: str, rows: int, training: TrainingConfig) -> 
         median_R = history_RW.median(1).values
         deviation_R = (history_RW - median_R[:, None]).abs().median(1).values
         room_R = (config.governor.diverged_deviations * deviation_R).clamp_min(config.governor.diverged_guesses * guess)
-        nearest = max(nearest, float(((episode._measured.val_loss_R - median_R) / room_R).max()))
+        measured = episode._measured
+        share_R = (measured.val_loss_R - median_R) / room_R
+        in_training_R = (measured.train_loss_R - median_R) / room_R
+        both_R = torch.minimum(share_R, in_training_R).maximum(share_R / config.governor.diverged_at_once)
+        nearest = max(nearest, float(both_R.max()))
         longest = max(longest, int(governor._guesses_R.max()))
     return {
         "task": task_name,

@@ -7,16 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.leyline.actions import Blueprint, Op
-from esper.leyline.config import ContextConfig, PPOConfig
+from esper.leyline.config import ContextConfig, PopulationConfig, PPOConfig
 from esper.leyline.panics import Panic
 from esper.leyline.stages import OCCUPIED_STAGES, Stage
 from esper.simic.collect import collect
+from esper.simic.contexts import draw_contexts
+from esper.simic.episode import Episode
 from esper.simic.objective import PENALTY, PRESETS
 from esper.simic.ppo import PPOAgent
 from esper.simic.rollout import Rollout
 from esper.simic.story import transitions_of
 from helpers.environments import PLAIN, at_random, environment, onward, play, reads_counted
-from helpers.episodes import TASK_NAMES
+from helpers.episodes import TASK_NAMES, task_of
 from helpers.faults import FAULTS, RowState, deadly_seed, exploding_rate, false_alarm, harmed, nan_in_weights
 from helpers.rollouts import small_policy
 
@@ -381,6 +383,23 @@ def test_actions_of_the_fault_are_recorded_as_waiting_afterwards():
     unmeasured = [bool(np.isnan(step.val_loss_R[ROW])) for step in steps[WHEN - 1 :]]
     assert unmeasured == [False, True, False, False, False]
     assert steps[-1].val_loss_R[ROW] == steps[WHEN - 1].val_loss_R[ROW]
+
+
+@pytest.mark.parametrize(("group", "decisions", "loss"), [(26, 9, 5.0), (24, 21, 7.0)])
+def test_running_statistics_that_lag_behind_are_no_failure(group, decisions, loss):
+    """With batch norms a loss on reward-validation may be far above its history for a decision; in training it is not.
+
+    In the first group all learn fast; in the second one row culls a seed that multiplied, at decision 20.
+    """
+    contexts = draw_contexts(ContextConfig(), 0, 0, 1, 4, first=group)
+    ids = torch.arange(4 * group, 4 * group + 4)
+    episode = Episode(PopulationConfig(task="digits"), task_of("digits"), "random", ids, contexts=contexts)
+    highest = 0.0
+    while episode.decision < decisions:
+        episode.advance()
+        highest = max(highest, float(episode._measured.val_loss_R.max()))
+    assert highest > loss
+    assert not episode.governor.retired_R.any()
 
 
 @pytest.mark.slow

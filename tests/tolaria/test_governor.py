@@ -15,12 +15,14 @@ from esper.tolaria.governor import Governor
 CONFIG = GovernorConfig()
 
 
-def judged(losses, accuracy=0.5, classes=10, config=CONFIG, train=1.0, norm=1.0):
-    """Verdicts on one row, a loss for each decision: panics, and whether the row was worth keeping."""
+def judged(losses, accuracy=0.5, classes=10, config=CONFIG, train=None, norm=1.0):
+    """Verdicts on one row, its loss in training that on reward-validation: panics, and whether it was worth keeping."""
     governor = Governor(config, classes, 1, "cpu")
     accuracies = accuracy if isinstance(accuracy, list) else [accuracy] * len(losses)
     verdicts = [
-        governor.judge(*(torch.tensor([float(value)]) for value in (train, loss, share, norm)))
+        governor.judge(
+            *(torch.tensor([float(value)]) for value in (loss if train is None else train, loss, share, norm))
+        )
         for loss, share in zip(losses, accuracies, strict=True)
     ]
     return [Panic(int(v.panic_R)) for v in verdicts], [bool(v.good_R) for v in verdicts]
@@ -57,6 +59,17 @@ def test_a_noisy_history_gives_more_room():
     # The median is 2, the median deviation 1: six of them are more than one guess.
     assert judged([*noisy, 2 + 5.9])[0][-1] == Panic.NONE
     assert judged([*noisy, 2 + 6.1])[0][-1] == Panic.DIVERGED
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_a_loss_that_is_high_in_evaluation_alone_may_be_ten_times_as_far_above(classes):
+    guess, history = math.log(classes), falling(classes=classes, to=0.1 * math.log(classes))
+    last = sorted(history[-5:])[2]
+    for share, panic in ((1.02, Panic.NONE), (9.8, Panic.NONE), (10.2, Panic.DIVERGED)):
+        panics, good = judged([*history, last + share * guess], classes=classes, train=0.1 * guess)
+        assert (panics[-1], good[-1]) == (panic, False)
+    # In training alone it has no bounds: the updates may have been the first of a worse host that they repaired.
+    assert judged([*history, last], classes=classes, train=99 * guess)[0][-1] == Panic.NONE
 
 
 def test_one_outlier_does_not_move_the_limit():
@@ -121,7 +134,7 @@ def test_rows_are_judged_alone(losses, at, classes):
     for decision, loss in enumerate(losses):
         loss_R = torch.tensor([math.nan, 0.1 * decision, 1e9])
         loss_R[at] = loss
-        verdict = governor.judge(torch.ones(3), loss_R, torch.zeros(3), torch.ones(3))
+        verdict = governor.judge(loss_R, loss_R, torch.zeros(3), torch.ones(3))
         assert int(verdict.panic_R[at]) == alone[decision]
         assert bool(verdict.good_R[at]) == good[decision]
 

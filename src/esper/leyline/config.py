@@ -111,9 +111,11 @@ class GovernorConfig(Frozen):
     governor_window: Annotated[int, Field(ge=3, le=99)] = 5
     """Decisions whose losses are a host's history, an odd number; before the first they count as guessing."""
     diverged_guesses: Rate = 1.0
-    """A host has diverged where its loss is further above the median of its history than this."""
+    """A host has diverged where its loss, in training too, is further above the median of its history than this,"""
     diverged_deviations: NonNegative = 6.0
-    """And further than so many median absolute deviations of its history."""
+    """and further than so many median absolute deviations of its history;"""
+    diverged_at_once: Annotated[float, Field(ge=1, le=1e9)] = 10.0
+    """or where it is so many times as far above, whatever it is in training."""
     learned_guesses: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """A host has learned something once the median of its history was below this."""
     collapsed_guesses: Annotated[float, Field(gt=0)] = 0.95

@@ -1,8 +1,8 @@
 """The governor: looks at every row after each decision, and says which of them failed.
 
-A row fails if something about its host is not finite, if its loss is far above its own history, or if it is back at
-chance after it had learned something. All limits are relative to the loss of guessing, so that no number of classes
-hides a failure. Whole-tensor functions on the device: nothing is read back.
+A row fails if something about its host is not finite, if its loss, in training too, is far above its own history, or
+if it is back at chance after it had learned something. All limits are relative to the loss of guessing, so that no
+number of classes hides a failure. Whole-tensor functions on the device: nothing is read back.
 
 Shapes: R rows, W remembered losses.
 """
@@ -110,13 +110,16 @@ class Governor:
         deviation_R = _median((loss_RW - median_R[:, None]).abs())
         room_R = (config.diverged_deviations * deviation_R).clamp_min(config.diverged_guesses * guess)
         excess_R = val_loss_R - median_R
+        # Running statistics that lag behind raise the loss of evaluation for a moment, and nothing else.
+        both_R = torch.minimum(excess_R, train_loss_R.float() - median_R)
+        diverged_R = (both_R > room_R) | (excess_R > config.diverged_at_once * room_R)
         self._learned_R |= median_R < config.learned_guesses * guess
         guessing_R = (val_loss_R > config.collapsed_guesses * guess) & (val_accuracy_R <= self._guessing_accuracy)
         fallen_R = self._learned_R & guessing_R
         self._guesses_R.add_(1).mul_(fallen_R)
         collapsed_R = self._guesses_R >= config.collapsed_decisions
         panic_R = torch.where(collapsed_R, int(Panic.COLLAPSED), int(Panic.NONE))
-        panic_R.masked_fill_(excess_R > room_R, int(Panic.DIVERGED))
+        panic_R.masked_fill_(diverged_R, int(Panic.DIVERGED))
         panic_R.masked_fill_(~finite_R, int(Panic.NOT_FINITE))
         panic_R.masked_fill_(self.retired_R, int(Panic.NONE))
         self.failure_R = torch.where(self.retired_R, self.failure_R, panic_R)
