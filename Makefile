@@ -4,7 +4,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 BENCHMARKS := $(filter-out %/common.py %/summary.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types imports check bench
+.PHONY: help venv demo test lint types imports check bench replay
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +25,9 @@ demo: venv ## grow an impaired network on the digits task, into runs/demo
 # One thread each: the workers would otherwise fight over the cores.
 test: venv ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+replay: venv ## record the committed decisions anew, after a change that is meant to decide otherwise
+	$(BIN)/python tests/replay/record.py
 
 lint: venv ## check style and formatting
 	$(BIN)/ruff check
