@@ -11,8 +11,6 @@ import sys
 import termios
 
 import pytest
-import sklearn.datasets
-import torch
 
 from esper.leyline.config import RunConfig
 from esper.simic.grow import Arm
@@ -24,7 +22,6 @@ from helpers.command import (
     LIVELY,
     RUN_FILES,
     SHORT,
-    full_from,
     in_process,
     listed,
     process,
@@ -62,35 +59,6 @@ def test_tasks(capsys):
         # Both hosts of every task.
         assert len(re.findall(rf"│ {re.escape(name)} +│ (?:impaired|ample) +│ [\d,]+ +│ \d+ +│ [\d,]+ ", out)) == 2
         assert config.summary in out
-
-
-def test_doctor(home, capsys):
-    code, out, err = in_process(capsys, "doctor")
-    assert (code, err) == (0, "")
-    for check in ("versions", "processor", "accelerator", "data", "row layers", "disk"):
-        assert f"│ {check} " in out
-    assert "FAILED" not in out
-    assert torch.__version__ in out
-    assert snapshot(home) == {}
-
-
-def test_doctor_finds_a_damaged_data_file(capsys, monkeypatch):
-    def fail(**_):
-        raise EOFError
-
-    monkeypatch.setattr(sklearn.datasets, "load_digits", fail)
-    code, out, _ = in_process(capsys, "doctor")
-    assert code == 2
-    assert "FAILED: digits data file" in out
-    # The other checks are made all the same.
-    assert "takes and syncs" in out
-
-
-def test_doctor_finds_a_full_disk(capsys, monkeypatch):
-    full_from(monkeypatch, 1)
-    code, out, _ = in_process(capsys, "doctor")
-    assert code == 2
-    assert "No space left on device" in out
 
 
 def test_a_whole_run_on_a_pipe(home):

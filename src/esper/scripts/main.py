@@ -129,8 +129,11 @@ def _commands(run: RunConfig, training: TrainConfig, table: HeadroomConfig) -> d
 
     def doctor_command() -> int:
         """Check whether this machine does what Esper needs; give 0 if all passed, 2 if not."""
-        from esper.scripts.doctor import doctor
-
+        try:
+            from esper.scripts.doctor import doctor
+        except (ImportError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise EsperError(f"doctor: cannot load what Esper needs: {reason}; install Esper again") from error
         return doctor()
 
     def query_command(
