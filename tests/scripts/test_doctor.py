@@ -176,6 +176,17 @@ def test_checkpoints_whose_damage_is_not_found(monkeypatch):
     fails(self_test.checkpoint, "a damaged checkpoint was not found")
 
 
+def test_an_episode_that_goes_on_elsewhere_in_its_data(monkeypatch):
+    restore = self_test.restore_episode
+
+    def forgetful(episode, facts, files):
+        restore(episode, facts, files)
+        episode.trainer.update = 0
+
+    monkeypatch.setattr(self_test, "restore_episode", forgetful)
+    fails(self_test.checkpoint, "an episode that goes on does something else")
+
+
 def test_checkpoints_that_are_not_what_was_written(monkeypatch):
     write = checkpoints._write
     monkeypatch.setattr(checkpoints, "_write", lambda path, data: write(path, data[:-1]))

@@ -18,6 +18,7 @@ from esper.leyline.actions import SiteKind
 from esper.leyline.config import HostConfig, OptimizerConfig, RunConfig, TaskConfig, TrainingConfig
 from esper.leyline.errors import EsperError
 from esper.leyline.streams import Stream
+from esper.simic.checkpoint import EPISODE, episode_parts, restore_episode
 from esper.simic.episode import Episode
 from esper.tolaria.batches import shared
 from esper.tolaria.checkpoints import Checkpoint, Checkpoints
@@ -73,22 +74,30 @@ def rollback() -> str:
 
 
 def checkpoint() -> str:
-    """Save two checkpoints, read the newer, damage it, and read the older."""
-    older, newer = (Checkpoint(number, {"made": number}, {"weights": bytes([number]) * 4096}) for number in (1, 2))
+    """Keep an episode after two decisions and after three, damage the newer checkpoint, and go on from the older."""
+    whole, again = (_episode(SiteKind.VECTOR, static=True) for _ in range(2))
+    kept = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
-        checkpoints.save(older)
-        checkpoints.save(newer)
-        if checkpoints.load(_unexpected) != newer:
+        for _ in range(3):
+            whole.advance()
+            kept.append(Checkpoint(whole.decision, *episode_parts(whole)))
+            checkpoints.save(kept[-1])
+        if checkpoints.load(_unexpected) != kept[-1]:
             raise EsperError("a checkpoint does not read as it was written")
-        damaged = max(checkpoints.folder.glob("*/weights"))
+        damaged = max(checkpoints.folder.glob(f"*/{EPISODE}"))
         content = bytearray(damaged.read_bytes())
-        content[100] ^= 1
+        content[-100] ^= 1
         damaged.write_bytes(content)
         complaints: list[str] = []
-        if checkpoints.load(complaints.append) != older or len(complaints) != 1:
-            raise EsperError("a damaged checkpoint was not found, or the one before it not used")
-    return "written and read to the bit; a changed bit is found, and the one before used"
+        saved = checkpoints.load(complaints.append)
+    if saved != kept[-2] or len(complaints) != 1:
+        raise EsperError("a damaged checkpoint was not found, or the one before it not used")
+    restore_episode(again, saved.facts, saved.files)
+    again.advance()
+    if not all(_same(_row(again, row), _row(whole, row)) for row in range(ROWS)):
+        raise EsperError("an episode that goes on does something else than one that never stopped")
+    return "written, read and gone on from to the bit; a changed bit is found, and the one before used"
 
 
 def device() -> str:
