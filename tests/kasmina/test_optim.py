@@ -248,6 +248,17 @@ def test_a_rate_of_zero_moves_nothing_and_spoils_nothing(method, dtype):
     assert close(bank.theta[0], reference.flat(), 1e-12 if dtype == torch.float64 else 1e-6)
 
 
+@pytest.mark.parametrize("rate", [1e-38, 1e-42, 1e-45])
+def test_a_rate_whose_reciprocal_is_no_number_moves_nothing_and_spoils_nothing(rate):
+    """The end of a schedule may come as near to 0 as it likes."""
+    bank = bank_of(1, torch.float32)
+    start = bank.theta.detach().clone()
+    grad = gradients(1, 1, torch.float32)[0]
+    grad[:, ::3] = 0.0
+    step(RowOptimizer(OptimizerConfig()), bank, grad, torch.tensor([rate]))
+    torch.testing.assert_close(bank.theta.detach(), start, rtol=0, atol=1e-30)
+
+
 OTHER_LAYER = RowSequential(RowLinear(3, 2), RowLinear(2, 1, bias=False))
 
 

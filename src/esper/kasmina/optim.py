@@ -82,11 +82,12 @@ class RowOptimizer:
                 self._sgd(bank, grad, of_bank)
 
     def _denominator(self, decay_N2: Tensor, rate_N: Tensor) -> dict[str, Tensor]:
-        """Coefficients of `(sqrt(second)/sqrt(bias2) + eps) / -(rate/bias1)`, which is infinite at a rate of 0."""
+        """Coefficients of `(sqrt(second)/sqrt(bias2) + eps) / -(rate/bias1)`, which is infinite at a rate of almost 0."""
         bias1_N, bias2_N = (1 - decay_N2).to(rate_N.dtype).unbind(1)
-        moving_N = rate_N > 0
         size_N = rate_N / bias1_N
-        slope_N = torch.where(moving_N, -1 / (size_N * bias2_N.sqrt()), 0.0)
+        slope_N = -1 / (size_N * bias2_N.sqrt())
+        moving_N = slope_N.isfinite()
+        slope_N = slope_N.masked_fill(~moving_N, 0.0)
         floor_N = torch.where(moving_N, -self.config.epsilon / size_N, -torch.inf)
         return {"slope": slope_N, "floor": floor_N}
 
