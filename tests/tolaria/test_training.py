@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from esper.kasmina.population import Population
 from esper.leyline.actions import Operator, SiteKind
 from esper.leyline.stages import Stage
+from esper.tolaria import training
 from esper.tolaria.datasets import Split
 from esper.tolaria.schedule import rate_factor
 from esper.tolaria.training import Trainer, example_losses
@@ -133,6 +134,18 @@ def test_how_updates_are_cut_into_decisions_does_not_matter(kind: SiteKind):
     assert trainers[0].update == trainers[1].update == 9
     for row in ROWS:
         same_state(lanes_of_row(whole, row), lanes_of_row(pieces, row))
+
+
+def test_no_more_examples_are_drawn_ahead_than_a_few_updates_need(monkeypatch):
+    """The memory of a decision must not grow with its updates; what is drawn stays the same."""
+    whole, pieces = (populate(SiteKind.VECTOR, ROWS) for _ in range(2))
+    trainers = [train_on(p, ROWS, make_split(SiteKind.VECTOR, 32)) for p in (whole, pieces)]
+    loss_R = trainers[0].run(9)
+    monkeypatch.setattr(training, "DRAWN_AHEAD", 4)
+    drawn, draw = [], trainers[1].order.indices
+    monkeypatch.setattr(trainers[1].order, "indices", lambda at, count: drawn.append(count) or draw(at, count))
+    assert torch.equal(trainers[1].run(9), loss_R)
+    assert drawn == [4, 4, 1]
 
 
 @kinds

@@ -17,6 +17,9 @@ from esper.tolaria.batches import BatchOrder, gather
 from esper.tolaria.datasets import Split
 from esper.tolaria.schedule import rate_factor
 
+DRAWN_AHEAD = 64
+"""Updates whose examples are drawn at once: their memory must not grow with the length of a decision."""
+
 
 def example_losses(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy (nats) of each example: [L, B] from logits [L, B, classes], in float32 or better."""
@@ -72,8 +75,10 @@ class Trainer:
         for bank in population.banks:
             bank.norm_sum.zero_()
         loss_sum_R = torch.zeros(population.rows, dtype=population.dtype, device=population.device)
-        for index_RB in self.order.indices(self.update, updates):
-            loss_sum_R += self._step(index_RB)
+        last = self.update + updates
+        while self.update < last:
+            for index_RB in self.order.indices(self.update, min(DRAWN_AHEAD, last - self.update)):
+                loss_sum_R += self._step(index_RB)
         self._record_gradients(updates)
         return loss_sum_R / updates
 
