@@ -7,13 +7,17 @@ from pydantic import ValidationError
 
 from esper.leyline.actions import Blueprint, SiteKind
 from esper.leyline.config import (
+    ContextConfig,
     GateConfig,
+    GovernorConfig,
     GrowthConfig,
     HostConfig,
     OptimizerConfig,
+    PolicyConfig,
     RecordConfig,
     RunConfig,
     TaskConfig,
+    TrainConfig,
     TrainingConfig,
 )
 
@@ -28,6 +32,10 @@ MODELS = {
     TrainingConfig: {},
     RecordConfig: {},
     RunConfig: {},
+    TrainConfig: {},
+    GovernorConfig: {},
+    PolicyConfig: {},
+    ContextConfig: {},
     TaskConfig: TASK,
 }
 models = pytest.mark.parametrize("model", list(MODELS), ids=lambda m: m.__name__)
@@ -110,6 +118,21 @@ def test_no_count_may_be_negative_or_broken(model, name, value):
         (TrainingConfig, "horizon", 0),
         (TrainingConfig, "updates_per_decision", 0),
         (TrainingConfig, "batch_size", 0),
+        (TrainingConfig, "batch_size", 1),  # a batch norm has nothing to compare it with
+        (TrainingConfig, "batch_size", 2**40),  # more than any memory holds
+        (TrainingConfig, "horizon", 2**40),
+        (OptimizerConfig, "learning_rate", 1e-300),  # 0 in single precision
+        (OptimizerConfig, "learning_rate", 1e308),  # infinite in single precision
+        (OptimizerConfig, "weight_decay", 1e308),
+        (OptimizerConfig, "epsilon", 1e-300),
+        (GovernorConfig, "collapsed_guesses", math.inf),
+        (GovernorConfig, "collapsed_decisions", 2**70),
+        (GrowthConfig, "embargo", 2**63),
+        (TrainConfig, "rows", 2**14),  # more groups than a round has starts
+        (PolicyConfig, "width", 2**20),
+        (ContextConfig, "host_widths", (1e9,)),
+        (ContextConfig, "prices", (1e308,)),
+        (ContextConfig, "prices", (0.1,) * 1000),
         (RecordConfig, "record", "all"),
         (RecordConfig, "record_error", "ignore"),
         (RunConfig, "seed", -1),
@@ -138,7 +161,8 @@ def test_refused(model, name, value):
 @pytest.mark.parametrize(
     ("model", "name", "value"),
     [
-        (OptimizerConfig, "learning_rate", 1e-300),
+        (OptimizerConfig, "learning_rate", 1e-12),
+        (OptimizerConfig, "weight_decay", 1e9),
         (OptimizerConfig, "warmup", 0),
         (OptimizerConfig, "final_share", 0),
         (OptimizerConfig, "final_share", 1),
@@ -165,6 +189,11 @@ def test_accepted_at_the_edge(model, name, value):
 def test_even_kernel(kernel):
     with pytest.raises(ValidationError, match="odd kernel"):
         HostConfig(**HOST, kernel=kernel)
+
+
+def test_a_round_that_no_memory_holds():
+    with pytest.raises(ValidationError, match="rows times horizon must not exceed 4,194,304"):
+        TrainConfig(rows=2**13, training=TrainingConfig(horizon=1000))
 
 
 def test_unknown_blueprint_names_it_and_the_known_ones():

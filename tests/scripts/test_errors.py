@@ -20,7 +20,7 @@ def invalid(values, model=RunConfig):
         ({"seed": "x"}, "seed: input should be a valid integer, unable to parse string as an integer; got 'x'"),
         ({"host": "huge"}, "host: input should be 'impaired' or 'ample'; got 'huge'"),
         ({"training": {"horizon": 0}}, "training.horizon: input should be greater than or equal to 1; got 0"),
-        ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate: input should be greater than 0; got 0"),
+        ({"governor": {"learned_guesses": 0}}, "governor.learned_guesses: input should be greater than 0; got 0"),
         ({"sed": 3}, "sed: unknown key; remove it or correct its spelling"),
         ({"growth": {"gates": {"x": 1}}}, "growth.gates.x: unknown key; remove it or correct its spelling"),
         ({"task": None}, "task: input should be a valid string; got None"),

@@ -199,7 +199,7 @@ def test_a_run_that_is_stopped(decisions):
 
 def diverging():
     # An absurd rate, unclipped: the loss is soon not finite, and JSON knows no such number.
-    optimizer = OptimizerConfig(method="sgd", learning_rate=1e30, clip_norm=1e30, warmup=0.0)
+    optimizer = OptimizerConfig(method="sgd", learning_rate=1e9, clip_norm=1e9, warmup=0.0)
     return make("host alone", horizon=4, optimizer=optimizer)
 
 

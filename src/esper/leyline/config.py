@@ -7,10 +7,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from esper.leyline.actions import Blueprint, SiteKind
 
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+SMALLEST, LARGEST = 1e-12, 1e9
+"""Hosts and policies compute in single precision: far beyond these, numbers or their products are 0 or infinite."""
+MOST = 2**20
+"""Larger than any count that makes sense, and small enough for whatever is counted with it."""
+MOST_DECISIONS_OF_ROUND = 2**22
+"""A training round is kept in memory, somewhat less than a kilobyte for each decision of each host."""
+MOST_VALUES = 64
+"""Values of one setting of the contexts."""
+
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Rate = Annotated[float, Field(ge=SMALLEST, le=LARGEST, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 
 
 class Frozen(BaseModel):
@@ -99,7 +108,7 @@ class GrowthConfig(Frozen):
     """Rules of the lifecycle."""
 
     gates: GateConfig = GateConfig()
-    embargo: Annotated[int, Field(ge=1)] = 5
+    embargo: Positive = 5
     """Decisions that a slot stays EMBARGOED after a cull."""
     incubator: Literal["shadow", "straight-through"] = "shadow"
     """How a seed in TRAINING learns: docs/decisions/0003."""
@@ -118,7 +127,7 @@ class GovernorConfig(Frozen):
     """or where it is so many times as far above, whatever it is in training."""
     learned_guesses: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """A host has learned something once the median of its history was below this."""
-    collapsed_guesses: Annotated[float, Field(gt=0)] = 0.95
+    collapsed_guesses: Rate = 0.95
     """It is back at chance where its loss is above this,"""
     collapsed_accuracy: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """and its accuracy has come no further than this share of the way from guessing to perfect,"""
@@ -137,24 +146,24 @@ class GovernorConfig(Frozen):
 class TrainingConfig(Frozen):
     """Length and pace of an episode."""
 
-    horizon: Positive = 60
+    horizon: Annotated[int, Field(ge=1, le=2**12)] = 60
     """Decisions of an episode."""
-    updates_per_decision: Positive = 20
+    updates_per_decision: Annotated[int, Field(ge=1, le=2**12)] = 20
     """Optimizer steps between two decisions."""
-    batch_size: Positive = 32
-    """Examples in a minibatch of one row."""
+    batch_size: Annotated[int, Field(ge=2, le=2**12)] = 32
+    """Examples in a minibatch of one row; two at least, for a batch norm compares them."""
 
 
 class PolicyConfig(Frozen):
     """Size of the policy network, and how it explores."""
 
-    width: Annotated[int, Field(ge=4, multiple_of=4)] = 48
+    width: Annotated[int, Field(ge=4, le=1024, multiple_of=4)] = 48
     """Width of a token."""
     attention_heads: Literal[1, 2, 4] = 4
     """Heads of the attention over tokens; each is width / heads wide."""
-    layers: Positive = 1
+    layers: Annotated[int, Field(ge=1, le=32)] = 1
     """Encoder layers."""
-    hidden: Positive = 96
+    hidden: Annotated[int, Field(ge=1, le=4096)] = 96
     """Width of the memory over decisions."""
     uniform_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Share of a uniform choice over what is valid, mixed into every head when it is sampled and when it is scored."""
@@ -163,13 +172,17 @@ class PolicyConfig(Frozen):
 class ContextConfig(Frozen):
     """What the hosts of a training round differ in; every combination is as likely."""
 
-    prices: tuple[NonNegative, ...] = Field(default=(0.0, 0.02, 0.05, 0.1), min_length=1)
+    prices: tuple[NonNegative, ...] = Field(default=(0.0, 0.02, 0.05, 0.1), min_length=1, max_length=MOST_VALUES)
     """Prices of added parameters (nats for each unit of ln(1 + added / host parameters)); the policy sees its own."""
-    learning_rates: tuple[Rate, ...] = Field(default=(0.002, 0.005, 0.01), min_length=1)
+    learning_rates: tuple[Rate, ...] = Field(default=(0.002, 0.005, 0.01), min_length=1, max_length=MOST_VALUES)
     """Peak learning rates of hosts and seeds."""
-    label_noise: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(default=(0.0, 0.2), min_length=1)
+    label_noise: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        default=(0.0, 0.2), min_length=1, max_length=MOST_VALUES
+    )
     """Shares of training labels that are wrong."""
-    host_widths: tuple[Rate, ...] = Field(default=(1.0,), min_length=1)
+    host_widths: tuple[Annotated[float, Field(gt=0, le=64)], ...] = Field(
+        default=(1.0,), min_length=1, max_length=MOST_VALUES
+    )
     """Widths of the hosts, as multiples of the task's; each is a population of its own."""
 
 
@@ -288,9 +301,9 @@ class TrainConfig(PopulationConfig):
 
     rounds: Annotated[int, Field(ge=1, le=2**18)] = 100
     """Rounds: one episode of every host, then one update of the policy."""
-    rows: Positive = 64
+    rows: Annotated[int, Field(ge=2, le=2**13)] = 64
     """Hosts that train at once."""
-    group_size: Annotated[int, Field(ge=2)] = 8
+    group_size: Annotated[int, Field(ge=2, le=2**13)] = 8
     """Hosts that share a start and a context; the first of them is the twin that never grows."""
     price_warmup: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Share of the rounds in which prices rise from 0: first learn to grow, then to economise."""
@@ -310,6 +323,11 @@ class TrainConfig(PopulationConfig):
                 f"each of {len(self.contexts.host_widths)} host_widths needs as many groups; "
                 f"{self.rows} rows are {self.groups} groups of {self.group_size}"
             )
+        if self.rows * self.training.horizon > MOST_DECISIONS_OF_ROUND:
+            raise ValueError(
+                f"rows times horizon must not exceed {MOST_DECISIONS_OF_ROUND:,}, for a round is kept in memory; "
+                f"got {self.rows} and {self.training.horizon}"
+            )
         return self
 
     @property
@@ -322,7 +340,7 @@ class HeadroomConfig(PopulationConfig):
     """One `esper exam headroom` run."""
 
     contexts: ContextConfig = ContextConfig()
-    starts: Annotated[int, Field(ge=2)] = 4
+    starts: Annotated[int, Field(ge=2, le=2**12)] = 4
     """Starts (initialisation, data order, wrong labels) on which every schedule is run in every context."""
     recording: RecordConfig = RecordConfig(record="off")
 
@@ -335,7 +353,7 @@ class CompareConfig(PopulationConfig):
     """Folder of `esper exam headroom`, whose schedules are compared with."""
     policies: tuple[str, ...]
     """Folders of `esper train` runs."""
-    starts: Annotated[int, Field(ge=2)] = 24
+    starts: Annotated[int, Field(ge=2, le=2**12)] = 24
     """Starts (initialisation, data order, wrong labels) that every arm plays in every context."""
     recording: RecordConfig = RecordConfig(record="lean")
 
