@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,9 +28,21 @@ def read_config(path: Path, kind: type[Config]) -> Config:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise EsperError(f"config: cannot read {path}: {reason}; name the config.json of a run") from error
     try:
-        return kind.model_validate_json(text)
+        # Strict: a number in quotes, or a truth value where a number belongs, is a mistake of who wrote the file.
+        config = kind.model_validate_json(text, strict=True)
+        json.loads(text, object_pairs_hook=_once)
     except ValueError as error:
         raise EsperError(f"config: {path}: {validation_line(error)}") from error
+    return config
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a setting that stands there twice: the reader of JSON would ignore the first."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name}: stands there twice; remove one")
+    return dict(pairs)
 
 
 def first_difference(

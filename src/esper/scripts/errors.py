@@ -12,6 +12,8 @@ INTERRUPTED = 130
 """Exit code of what ctrl-C ended, as shells have it."""
 READER_GONE = 141
 """Exit code where the output's reader ended first, as `head` does; shells report SIGPIPE so."""
+MOST_QUOTED = 100
+"""Signs of what was given that a complaint repeats."""
 _BOX = re.compile(r"[╭╮╰╯│]")
 _RULE = re.compile(r"[─-]+")
 _OWN_RULE = "Value error, "
@@ -27,8 +29,8 @@ def validation_line(error: ValueError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key; remove it or correct its spelling"
-    given = "" if first["type"].startswith(("json", "value_error")) else f"; got {first['input']!r}"
+        return f"{_quoted(where)}: unknown key; remove it or correct its spelling"
+    given = "" if first["type"].startswith(("json", "value_error")) else f"; got {_quoted(repr(first['input']))}"
     return f"{where + ': ' if where else ''}{_lowered(first['msg'])}{given}"
 
 
@@ -61,6 +63,11 @@ def _sections(complaint: str) -> list[str]:
         else:
             sections[-1] = f"{sections[-1]} {line}".strip()
     return [section for section in sections if section]
+
+
+def _quoted(text: str) -> str:
+    """Shorten what was given to its beginning."""
+    return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."
 
 
 def _lowered(message: str) -> str:
