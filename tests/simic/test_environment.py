@@ -312,12 +312,23 @@ def test_what_is_illegal_is_refused_and_changes_nothing(name, preset):
         same(played.reward_DR, still.reward_DR)
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(6, HEAD_COUNT), torch.zeros(5, HEAD_COUNT, dtype=torch.int64)])
-def test_actions_of_another_shape_are_no_actions(bad):
+@pytest.mark.parametrize("shape", [(5, 8), (7, 8), (6, 7), (6, 9), (6, 1), (1, 8), (8,), (6,), (1,), (), (1, 6, 8)])
+def test_actions_of_another_shape_are_no_actions(shape):
+    """Not even those that torch would spread over all rows, and before anything is done."""
     env = environment()
     env.reset(0)
-    with pytest.raises((ValueError, RuntimeError)):
-        env.step(bad)
+    with pytest.raises(ValueError, match=r"actions must be int64 \[6, 8\], got "):
+        env.step(torch.zeros(shape, dtype=torch.int64))
+    assert env.episode.decision == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.uint8, torch.bool, torch.float64])
+def test_actions_of_another_dtype_are_no_actions(dtype):
+    env = environment()
+    env.reset(0)
+    with pytest.raises(ValueError, match=r"actions must be int64 \[6, 8\], got "):
+        env.step(torch.zeros(6, HEAD_COUNT, dtype=dtype))
+    assert env.episode.decision == 0
 
 
 # Records.

@@ -106,6 +106,16 @@ def test_what_a_policy_does_must_mean_the_same_everywhere(other):
         SideBySide([environment(), environment(**other)])
 
 
+@pytest.mark.parametrize("shape", [(17, 8), (19, 8), (1, 8), (8,), (18,)])
+def test_actions_of_another_shape_are_no_actions(shape):
+    """Nor is one row too many left out, or a row too few a matter of the last population alone."""
+    together = populations(configured(), tasks_of())
+    together.reset(0)
+    with pytest.raises(ValueError, match=r"actions must be int64 \[18, 8\], got "):
+        together.step(torch.zeros(shape, dtype=torch.int64))
+    assert [part.episode.decision for part in together.parts] == [0, 0, 0]
+
+
 def test_host_widths_share_the_groups_evenly():
     with pytest.raises(ValueError, match="each of 3 host_widths needs as many groups; 12 rows are 4 groups of 3"):
         configured(4)

@@ -16,7 +16,6 @@ from esper.leyline.actions import (
     ALPHA_SPEEDS,
     ALPHA_TARGETS,
     BLUEPRINTS_OF_KIND,
-    HEAD_COUNT,
     HEADS_OF_OP,
     STYLE_CURVE,
     STYLE_OPERATOR,
@@ -32,6 +31,7 @@ from esper.leyline.checks import ALL_GATE_CHECKS, GATE_CHECKS, GATE_OF_STAGE, Ch
 from esper.leyline.sites import SlotConfig
 from esper.leyline.slots import EMPTY_SLOT, AlphaMode, SlotTensors, legal_choice
 from esper.leyline.stages import STAGE_COUNT, WAITING_STAGES, Stage, next_stage_table, stage_table
+from esper.leyline.view import check_actions
 
 _CLEARED = tuple(name for name in EMPTY_SLOT if name not in ("stage", "cooldown"))
 
@@ -113,10 +113,7 @@ class Lifecycle:
         ValueError
             The actions have the wrong shape or dtype.
         """
-        if actions.shape != (slots.rows, HEAD_COUNT) or actions.dtype != torch.int64:
-            raise ValueError(
-                f"actions must be int64 [{slots.rows}, {HEAD_COUNT}], got {actions.dtype} {list(actions.shape)}"
-            )
+        check_actions(actions, slots.rows)
         table = self._tables
         wild = (actions < 0) | (actions >= table["sizes"])
         out_of_range = wild[:, Head.OP] | (wild & table["uses"][actions[:, Head.OP].clamp(0, len(Op) - 1)]).any(1)

@@ -82,7 +82,7 @@ class RowOptimizer:
                 self._sgd(bank, grad, of_bank)
 
     def _denominator(self, decay_N2: Tensor, rate_N: Tensor) -> dict[str, Tensor]:
-        """Coefficients of `(sqrt(second)/sqrt(bias2) + eps) / -(rate/bias1)`, which is infinite at a rate of almost 0."""
+        """Coefficients of `(sqrt(second)/sqrt(bias2) + eps) / -(rate/bias1)`, infinite where the rate is almost 0."""
         bias1_N, bias2_N = (1 - decay_N2).to(rate_N.dtype).unbind(1)
         size_N = rate_N / bias1_N
         slope_N = -1 / (size_N * bias2_N.sqrt())

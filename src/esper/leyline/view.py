@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from esper.leyline.actions import HEAD_COUNT
 from esper.leyline.checks import GateReport, Outcome
 from esper.leyline.sites import SlotConfig
 from esper.leyline.slots import SlotTensors
@@ -110,3 +111,17 @@ class Controller(Protocol):
 
     def act(self) -> torch.Tensor:
         """Int64 [R, HEAD_COUNT]: one action for each row of the view observed last."""
+
+
+def check_actions(action_RH: torch.Tensor, rows: int) -> torch.Tensor:
+    """Give the actions back if they are int64 [R, HEAD_COUNT]: one row of them would be spread over all.
+
+    Raises
+    ------
+    ValueError
+        They have another shape or dtype.
+    """
+    if action_RH.shape != (rows, HEAD_COUNT) or action_RH.dtype != torch.int64:
+        shape = list(action_RH.shape)
+        raise ValueError(f"actions must be int64 [{rows}, {HEAD_COUNT}], got {action_RH.dtype} {shape}")
+    return action_RH

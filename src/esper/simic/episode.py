@@ -25,7 +25,7 @@ from esper.leyline.panics import Panic
 from esper.leyline.slots import EMPTY_SLOT, NOT_MEASURED, Structure, legal_ops
 from esper.leyline.state import Tensors, below, under
 from esper.leyline.transfer import Cargo, Parcel
-from esper.leyline.view import Controller, PopulationView, Scores
+from esper.leyline.view import Controller, PopulationView, Scores, check_actions
 from esper.simic.contexts import Contexts, noisy_labels
 from esper.tamiyo.controllers.registry import make_controller
 from esper.tamiyo.policy.distribution import raise_flag
@@ -228,7 +228,7 @@ class Episode:
         Raises
         ------
         InvalidStateMachineError, ValueError
-            The controller's masks or logits were found bad (see `Controller.flag`).
+            The controller's masks or logits were found bad (see `Controller.flag`), or its actions are none.
         """
         population, phase = self.population, self.clock.phase
         before, structure = self.decision - 1, self._structure
@@ -243,7 +243,7 @@ class Episode:
         with phase("act"):
             # A twin waits, and who was rolled back does, whatever the controller wants: WAIT is all zeros.
             acts_R = self.contexts.grows_R & ~self.governor.retired_R
-            self._action_RH = self.controller.act() * acts_R[:, None]
+            self._action_RH = check_actions(self.controller.act(), population.rows) * acts_R[:, None]
         with phase("apply"):
             flag = self.controller.flag
             news = {"culled_RS": self._culled_RS} | ({} if flag is None else {"flag": flag})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from esper.leyline.config import TrainConfig
-from esper.leyline.view import Scores
+from esper.leyline.view import Scores, check_actions
 from esper.simic.contexts import Contexts
 from esper.simic.environment import Balance, GrowthEnvironment, Payment, Situation
 from esper.tamiyo.policy.observation import Observation
@@ -78,8 +78,9 @@ class SideBySide:
         Raises
         ------
         InvalidStateMachineError, ValueError
-            What the flag says.
+            What the flag says; the actions have another shape or dtype.
         """
+        check_actions(action_RH, self.rows)
         payments = [
             part.step(action_RH[rows], scores and Scores(scores.log_prob_RH[rows], scores.value_R[rows]), flag)
             for part, rows in zip(self.parts, self.slices, strict=True)
