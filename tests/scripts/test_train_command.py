@@ -49,6 +49,16 @@ def test_help_names_every_setting(capsys):
     assert {"out", "replace", "config", *leaves(TrainConfig)} <= options
 
 
+def test_a_policy_that_diverges_is_told_in_one_line(home, capsys):
+    code, _, err = in_process(capsys, "train", *TINY, "--policy-rate", "1e9", "--out", "run")
+    assert code == 2
+    assert err.startswith("esper: policy: ")
+    assert "the policy has diverged" in err
+    assert err.endswith("lower --policy-rate or go back to an earlier checkpoint\n")
+    assert len(err.splitlines()) == 1
+    assert column(home / "run" / "run.sqlite", "SELECT status FROM run") == ["failed"]
+
+
 def test_a_whole_run_on_a_pipe(home):
     code, out, err = process("train", *TINY, "--out", "run")
     assert (code, err) == (0, "")

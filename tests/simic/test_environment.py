@@ -10,6 +10,7 @@ import torch
 from esper.leyline.actions import HEAD_COUNT, Op
 from esper.leyline.checks import Check
 from esper.leyline.config import ContextConfig
+from esper.leyline.errors import EsperError
 from esper.leyline.stages import Stage
 from esper.simic.contexts import Contexts
 from esper.tamiyo.policy.features import RUN_FEATURES, SLOT_FEATURES
@@ -382,6 +383,6 @@ def test_a_flag_is_raised_before_anything_is_trained():
     env.reset(0)
     env.step(idle(6))
     before = theta(env).clone()
-    with pytest.raises(ValueError, match="the policy has diverged"):
+    with pytest.raises(EsperError, match="the policy has diverged"):
         env.step(idle(6), None, torch.tensor(2))
     assert torch.equal(theta(env), before)

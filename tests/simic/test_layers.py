@@ -18,7 +18,7 @@ from esper.simic.rollout import Rollout
 from helpers.rollouts import Policy, normalised, plain_advantages, random_rollout, small_policy
 
 NAN = float("nan")
-FAR = 1e30
+FAR = 1e9
 ATTENTION_OUTPUT = "encoder.0.self_attn.out_proj"
 """Its parameters are used without calling it."""
 OF_THE_CRITIC = {"value_head.0", "value_head.2.linear"}

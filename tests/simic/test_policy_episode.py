@@ -9,7 +9,7 @@ import torch
 from esper.kasmina.hosts import Host
 from esper.leyline.actions import Op, SiteKind
 from esper.leyline.config import HostConfig, PolicyConfig
-from esper.leyline.errors import InvalidStateMachineError
+from esper.leyline.errors import EsperError, InvalidStateMachineError
 from esper.simic.episode import Episode
 from esper.tamiyo.controllers.policy import PolicyController
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
@@ -132,7 +132,7 @@ def test_a_policy_that_diverged_is_found_before_the_next_update(saved, monkeypat
             controller._policy.op_head.weight.fill_(float("nan"))
 
     episode, theta = broken(saved, monkeypatch, diverge)
-    with pytest.raises(ValueError, match="the policy has diverged"):
+    with pytest.raises(EsperError, match="the policy has diverged"):
         episode.advance()
     assert torch.equal(episode.population.hosts.theta.detach(), theta)
 

@@ -14,7 +14,7 @@ from esper.tamiyo.policy.action_masks import ActionMasks, compute_batch_masks
 from esper.tamiyo.policy.network import REST_SIZES, Decision
 from helpers.rollouts import Policy, moved, random_observation, random_rollout, seeded, small_policy
 
-FAR = 1e30
+FAR = 1e9
 MANY = 256
 """Rows enough for every operation to be chosen, however seldom a new policy does."""
 READS = ("cpu", "item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__")

@@ -17,7 +17,7 @@ from esper.simic.rollout import Rollout
 from esper.tamiyo.policy.network import OP_PRIOR, Evaluation
 from helpers.rollouts import Policy, moved, normalised, plain_advantages, random_rollout, small_policy
 
-FAR = 1e30
+FAR = 1e9
 """A limit that is never reached."""
 LENGTHS = [6, 4, 6, 0, 2, 6, 5, 6, 6, 1]
 

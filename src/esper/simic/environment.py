@@ -241,8 +241,10 @@ class GrowthEnvironment:
 
         Raises
         ------
-        InvalidStateMachineError, ValueError
-            What the flag says; the actions have another shape or dtype.
+        InvalidStateMachineError, EsperError
+            What the flag says.
+        ValueError
+            The actions have another shape or dtype.
         """
         given, episode, slots = self._given, self.episode, self.episode.population.slots
         given.action_RH, given.scores, given.flag = action_RH, scores, flag

@@ -227,8 +227,10 @@ class Episode:
 
         Raises
         ------
-        InvalidStateMachineError, ValueError
-            The controller's masks or logits were found bad (see `Controller.flag`), or its actions are none.
+        InvalidStateMachineError, EsperError
+            The controller's masks or logits were found bad (see `Controller.flag`).
+        ValueError
+            Its actions have another shape or dtype.
         """
         population, phase = self.population, self.clock.phase
         before, structure = self.decision - 1, self._structure

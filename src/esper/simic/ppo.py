@@ -171,9 +171,9 @@ class PPOAgent:
         Raises
         ------
         EsperError
-            Minibatches of several updates in a row were not finite.
-        InvalidStateMachineError, ValueError
-            A mask was empty, or a logit not finite (see `MaskedCategorical`).
+            Minibatches of several updates in a row were not finite, or a logit was not (see `MaskedCategorical`).
+        InvalidStateMachineError
+            A mask was empty.
         """
         config = self.config
         advantage_TR, target_TR, explained = self._targets(rollout)

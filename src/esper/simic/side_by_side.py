@@ -77,8 +77,10 @@ class SideBySide:
 
         Raises
         ------
-        InvalidStateMachineError, ValueError
-            What the flag says; the actions have another shape or dtype.
+        InvalidStateMachineError, EsperError
+            What the flag says.
+        ValueError
+            The actions have another shape or dtype.
         """
         check_actions(action_RH, self.rows)
         payments = [

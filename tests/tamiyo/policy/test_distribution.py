@@ -214,7 +214,7 @@ def test_entropy_is_between_zero_and_one(logits: list[float], share: float) -> N
 
 WRONG = {
     "empty": ([0.0, 0.0, 0.0], [False, False, False], EMPTY_MASK, InvalidStateMachineError, "no valid choice"),
-    **{f"logit {x}": ([0.0, x, 0.0], [False, True, True], NOT_FINITE, ValueError, "finite") for x in (NAN, INF, -INF)},
+    **{f"logit {x}": ([0.0, x, 0.0], [False, True, True], NOT_FINITE, EsperError, "finite") for x in (NAN, INF, -INF)},
 }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from esper.leyline.actions import HEAD_COUNT, HEADS_OF_OP, Blueprint, Head, Op
 from esper.leyline.config import PolicyConfig
-from esper.leyline.errors import InvalidStateMachineError
+from esper.leyline.errors import EsperError, InvalidStateMachineError
 from esper.leyline.slots import SlotTensors
 from esper.leyline.stages import Stage
 from esper.tamiyo.policy.action_masks import ActionMasks, choice_count, compute_batch_masks
@@ -369,7 +369,7 @@ def test_a_new_policy_is_small_and_nearly_its_prior(slots: int) -> None:
 def test_what_is_wrong_is_told_as_the_mode_says(wrong: str) -> None:
     """In one row; the others decide as they would without it."""
     policy, rows, slots = lively_policy(**SMALL), 6, 3
-    bit, error = {"token": (NOT_FINITE, ValueError), "mask": (EMPTY_MASK, InvalidStateMachineError)}[wrong]
+    bit, error = {"token": (NOT_FINITE, EsperError), "mask": (EMPTY_MASK, InvalidStateMachineError)}[wrong]
     sequence, masks = random_observation(1, rows, slots=slots), open_masks(rows, slots)
     observation = Observation(sequence.slot_RSF[0], sequence.run_RF[0])
     acting = observation, masks, policy.initial_hidden(rows), uniforms(rows)

@@ -58,13 +58,16 @@ def raise_flag(flag: int) -> None:
     ------
     InvalidStateMachineError
         Some mask had no valid choice.
-    ValueError
+    EsperError
         Some valid choice had a logit that is not finite.
     """
     if flag & EMPTY_MASK:
         raise InvalidStateMachineError("masks: a decision has no valid choice; WAIT must always be one")
     if flag & NOT_FINITE:
-        raise ValueError("logits: a valid choice has a logit that is not finite; the policy has diverged")
+        raise EsperError(
+            "policy: a valid choice has a logit that is not finite; the policy has diverged: "
+            "lower --policy-rate or go back to an earlier checkpoint"
+        )
 
 
 class MaskedCategorical:
@@ -95,7 +98,7 @@ class MaskedCategorical:
     ------
     TypeError
         The mask is not boolean.
-    InvalidStateMachineError, ValueError
+    InvalidStateMachineError, EsperError
         In EAGER mode, as `raise_flag`.
     """
 
