@@ -218,6 +218,8 @@ SPOILERS = {
     "tens": (edit(lambda lines: [lines[0][:-1] + "10", *lines[1:]]), "0 to 9"),
     "nan pixel": (edit(lambda lines: ["nan" + lines[0][1:], *lines[1:]]), "0 to 16"),
     "bright pixel": (edit(lambda lines: ["17" + lines[0][1:], *lines[1:]]), "0 to 16"),
+    "another pixel": (edit(lambda lines: ["1" + lines[0][1:], *lines[1:]]), "it holds other digits"),
+    "another order": (edit(lambda lines: lines[::-1]), "it holds other digits"),
     "negative pixel": (edit(lambda lines: ["-1" + lines[0][1:], *lines[1:]]), "0 to 16"),
 }
 
