@@ -1,6 +1,7 @@
 """Results as files."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -36,6 +37,8 @@ def spoiled(text):
     yield json.dumps(told | {"cost": told["cost"][0]})
     yield json.dumps(told | {"gain_nats": [[[["much"]]]]})
     yield json.dumps(told | {"gain_nats": [told["gain_nats"][0], told["gain_nats"][1][:1]]})
+    yield re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), text, count=1)
+    yield json.dumps(told | {"seal": ""})
     yield json.dumps(told | {"plans": [{"blueprints": ["rose"], "start": 0}, *told["plans"][1:]]})
 
 

@@ -221,6 +221,11 @@ NETWORK = chain(
 PARAMETERS = 12 + 8 + 10 + 12 + 5 + 15
 
 
+def describe(path, network, weights):
+    """Write down which network the weights are of, as a run does."""
+    path.write_text(json.dumps({"network": network, "blake2b": plain.seal(network, weights.read_bytes())}))
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A folder as a run leaves it: the file, the description and the weights; and the network that was saved."""
@@ -229,7 +234,7 @@ def saved(tmp_path):
     network[1].running_var.uniform_(1, 2)
     state = {n: t for n, t in network.state_dict().items() if "num_batches" not in n}
     save_file(state, tmp_path / "model.safetensors")
-    (tmp_path / "model.json").write_text(json.dumps(NETWORK))
+    describe(tmp_path / "model.json", NETWORK, tmp_path / "model.safetensors")
     shutil.copy(SOURCE, tmp_path / "model.py")
     return tmp_path, network
 
@@ -282,7 +287,7 @@ def test_the_copied_file_prints_the_network(saved):
 def test_load_takes_the_dtype_of_the_weights(tmp_path, dtype):
     network = plain.build(chain(leaf("Linear", in_features=3, out_features=2))).to(dtype)
     save_file(network.state_dict(), tmp_path / "w")
-    (tmp_path / "d").write_text(json.dumps(chain(leaf("Linear", in_features=3, out_features=2))))
+    describe(tmp_path / "d", chain(leaf("Linear", in_features=3, out_features=2)), tmp_path / "w")
     loaded = plain.load(tmp_path / "w", tmp_path / "d")
     assert {p.dtype for p in loaded.parameters()} == {dtype}
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), network.parameters(), strict=True))
@@ -299,5 +304,58 @@ def test_load_refuses_weights_of_another_network(saved, change):
     else:
         state["4.bias"] = torch.ones(4)
     save_file(state, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="do not belong together, or one of them is damaged"):
+        plain.load(folder / "model.safetensors", folder / "model.json")
+    # Not even where somebody says that they belong together.
+    describe(folder / "model.json", NETWORK, folder / "model.safetensors")
     with pytest.raises(RuntimeError, match=r"4\.bias|5\.bias"):
         plain.load(folder / "model.safetensors", folder / "model.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"3", b"\xff", b"[" * 10**5, b'{"network": {}}'])
+def test_load_refuses_a_damaged_description(saved, content):
+    folder, _ = saved
+    (folder / "model.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.json and .*model\.safetensors do not belong together, or one"):
+        plain.load(folder / "model.safetensors", folder / "model.json")
+
+
+def test_the_copied_file_says_in_one_line_what_is_damaged(saved):
+    folder, _ = saved
+    (folder / "model.json").write_text("{}")
+    done = subprocess.run([sys.executable, folder / "model.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("model.py: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(F32 | {"shape": shape} for shape in ([3], [1], [-2], [-1, -2], [10**15], ["2"], 2, None, [[2]], [2.0])),
+        *(F32 | {"data_offsets": at} for at in ([0, 16], [8, 0], [-8, 0], [4, 12], [0], [0.0, 8.0], [0, 10**30], None)),
+        *(F32 | {"shape": [0, 10**15], "data_offsets": at} for at in ([8, 8], [9, 9])),
+        *(F32 | {"dtype": dtype} for dtype in ("F64", "F8", "float32", None, ["F32"])),
+        *({}, [], 3, None),
+    ],
+)
+def test_a_header_that_lies_is_no_header(tmp_path, header):
+    text = json.dumps({"a": header}).encode()
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + struct.pack("<2f", 0.5, 1.5))
+    if header == F32 | {"shape": [0, 10**15], "data_offsets": [8, 8]}:
+        assert plain.read_safetensors(path)["a"].numel() == 0
+        return
+    with pytest.raises(ValueError, match="is damaged: its header does not describe what it holds"):
+        plain.read_safetensors(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x02", b"\xff" * 50, b"\x02\0\0\0\0\0\0\0[]", b"\x02" + b"\0" * 40])
+def test_what_is_no_safetensors_file(tmp_path, content):
+    (tmp_path / "weights").write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged"):
+        plain.read_safetensors(tmp_path / "weights")

@@ -17,6 +17,7 @@ from esper.leyline.actions import Blueprint
 from esper.leyline.config import Frozen
 from esper.leyline.errors import EsperError
 from esper.leyline.files import write_atomic
+from esper.leyline.sealed import Sealed
 from esper.simic.run_folder import COMPARISON, HEADROOM
 
 
@@ -25,7 +26,7 @@ class _Plan(Frozen):
     start: int
 
 
-class _Headroom(Frozen):
+class _Headroom(Sealed):
     plans: tuple[_Plan, ...]
     slot_ids: tuple[str, ...]
     widths: tuple[float, ...]
@@ -45,7 +46,7 @@ def save_headroom(folder: Path, headroom: Headroom) -> None:
         gain_nats=headroom.gain_WKCN.tolist(),
         cost=headroom.cost_WKCN.tolist(),
     )
-    write_atomic(folder / HEADROOM, table.model_dump_json().encode())
+    write_atomic(folder / HEADROOM, table.sealed().model_dump_json().encode())
 
 
 def load_headroom(folder: Path) -> Headroom:
@@ -64,6 +65,8 @@ def load_headroom(folder: Path) -> Headroom:
         shape = (len(table.widths), *gain.shape[1:2], len(table.conditions), len(plans))
         if gain.shape != shape or cost.shape != shape or any(len(p.blueprints) != len(table.slot_ids) for p in plans):
             raise ValueError("its tables do not fit its plans")
+        if not table.whole:
+            raise ValueError("it does not have the checksum that it was written with")
     except OSError as error:
         reason = error.strerror or error
         raise EsperError(f"headroom: cannot read {path}: {reason}; name a folder of `esper exam headroom`") from error

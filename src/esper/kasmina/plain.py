@@ -6,10 +6,13 @@ Needs torch and nothing else; this file is copied next to each saved model.
     from model import load
     network = load("model.safetensors", "model.json")
 
-`model.json` describes the modules, `model.safetensors` holds their weights.
+`model.json` describes the modules and holds a checksum of everything, `model.safetensors` holds the weights. Neither
+can name anything but the modules below, and nothing in them is executed.
 """
 
+import hashlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,27 +114,51 @@ def build(description: dict[str, Any]) -> nn.Module:
 
 
 def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file: 8 bytes of header length, a JSON header, and the raw tensors."""
+    """Read a safetensors file: 8 bytes of header length, a JSON header, and the raw tensors.
+
+    Raises `ValueError` where the file is damaged.
+    """
     data = bytearray(Path(path).read_bytes())
     size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        dtype = DTYPES[entry["dtype"]]
-        if begin == end:
-            tensors[name] = torch.empty(entry["shape"], dtype=dtype)
-            continue
-        count = (end - begin) // torch.empty(0, dtype=dtype).element_size()
-        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=8 + size + begin)
-        tensors[name] = flat.reshape(entry["shape"]).clone()
-    return tensors
+    try:
+        header = json.loads(data[8 : 8 + size])
+        header.pop("__metadata__", None)
+        body = data[8 + size :]
+        return {name: _tensor(body, entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: its header does not describe what it holds") from error
+
+
+def _tensor(body: bytearray, entry: dict[str, Any]) -> torch.Tensor:
+    begin, end = entry["data_offsets"]
+    shape, dtype = entry["shape"], DTYPES[entry["dtype"]]
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or count * dtype.itemsize != end - begin or not 0 <= begin <= end <= len(body):
+        raise ValueError("a tensor lies elsewhere, or is of another size")
+    if not count:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(body, dtype=dtype, count=count, offset=begin).reshape(shape).clone()
+
+
+def seal(network: dict[str, Any], weights: bytes) -> str:
+    """Checksum of a network's description, however it is written down, and of its file of weights."""
+    return hashlib.blake2b(json.dumps(network, sort_keys=True).encode() + weights, digest_size=16).hexdigest()
 
 
 def load(weights: str | Path, description: str | Path) -> nn.Module:
-    """Load a saved network, ready to use."""
-    network = build(json.loads(Path(description).read_text()))
+    """Load a saved network, ready to use.
+
+    Raises `ValueError` where a file is damaged, or they are not of one network.
+    """
+    try:
+        said = json.loads(Path(description).read_bytes())
+        told = said["network"]
+        whole = said["blake2b"] == seal(told, Path(weights).read_bytes())
+    except (ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{description} and {weights} do not belong together, or one of them is damaged")
+    network = build(told)
     state = read_safetensors(weights)
     for dtype in {t.dtype for t in state.values() if t.is_floating_point()}:
         network = network.to(dtype)
@@ -141,6 +168,9 @@ def load(weights: str | Path, description: str | Path) -> nn.Module:
 
 if __name__ == "__main__":
     here = Path(sys.argv[0]).resolve().parent
-    loaded = load(here / "model.safetensors", here / "model.json")
+    try:
+        loaded = load(here / "model.safetensors", here / "model.json")
+    except (OSError, ValueError) as problem:
+        sys.exit(f"model.py: {problem}")
     print(loaded)
     print(f"{sum(p.numel() for p in loaded.parameters()):,} parameters")

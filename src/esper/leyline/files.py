@@ -1,11 +1,17 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, their checksums, and folders that one process has to itself."""
 
 import contextlib
 import fcntl
+import hashlib
 import os
 from pathlib import Path
 
 from esper.leyline.errors import EsperError
+
+
+def digest(data: bytes) -> str:
+    """Checksum of a file, or of what it says."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -73,9 +73,11 @@ class RunFolder:
 
     def model(self, population: Population, row: int) -> None:
         """Save one row as a plain PyTorch model with its loader."""
-        description, state = describe(population, row)
+        network, state = describe(population, row)
+        weights = save({name: t.cpu() for name, t in state.items()})
+        description = {"network": network, "blake2b": plain.seal(network, weights)}
         write_atomic(self.path / MODEL_DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
-        write_atomic(self.path / MODEL, save({name: t.cpu() for name, t in state.items()}))
+        write_atomic(self.path / MODEL, weights)
         write_atomic(self.path / LOADER, Path(plain.__file__).read_bytes())
 
 

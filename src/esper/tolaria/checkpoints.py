@@ -11,7 +11,6 @@ is killed, the newest whole checkpoint is one of the last two.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -25,7 +24,8 @@ from pydantic import Field, ValidationError
 from esper import __version__
 from esper.leyline.config import Frozen
 from esper.leyline.errors import EsperError
-from esper.leyline.files import write_atomic
+from esper.leyline.files import digest, write_atomic
+from esper.leyline.sealed import Sealed
 
 FOLDER, MANIFEST, LATEST = "checkpoints", "manifest.json", "LATEST"
 KEPT = 2
@@ -39,19 +39,13 @@ class _File(Frozen):
     blake2b: str
 
 
-class _Manifest(Frozen):
+class _Manifest(Sealed):
     format: Literal[1] = 1
     number: Annotated[int, Field(ge=0)]
     facts: dict[str, Any]
     files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], _File]
     software: dict[str, str]
     """Versions that it was made with."""
-    seal: str = ""
-    """Checksum of all the rest."""
-
-    def sealed(self) -> str:
-        """Give what the seal must be."""
-        return _digest(self.model_dump_json(exclude={"seal"}).encode())
 
 
 @dataclass(frozen=True)
@@ -95,9 +89,10 @@ class Checkpoints:
         """
         name = f"{checkpoint.number:0{_DIGITS}}"
         path, temporary = self.folder / name, self.folder / f".{name}.tmp"
-        described = {n: _File(size_bytes=len(data), blake2b=_digest(data)) for n, data in checkpoint.files.items()}
-        manifest = _Manifest(number=checkpoint.number, facts=checkpoint.facts, files=described, software=_SOFTWARE)
-        manifest = manifest.model_copy(update={"seal": manifest.sealed()})
+        described = {n: _File(size_bytes=len(data), blake2b=digest(data)) for n, data in checkpoint.files.items()}
+        manifest = _Manifest(
+            number=checkpoint.number, facts=checkpoint.facts, files=described, software=_SOFTWARE
+        ).sealed()
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -162,7 +157,7 @@ def _read(path: Path, report: Callable[[str], None]) -> Checkpoint:
         raise ValueError(f"{MANIFEST} is damaged or of another version") from error
     except OSError as error:
         raise ValueError(f"{MANIFEST}: {error.strerror or error}") from error
-    if manifest.seal != manifest.sealed():
+    if not manifest.whole:
         raise ValueError(f"{MANIFEST} does not have the checksum that it was written with")
     contents = {}
     for name, told in manifest.files.items():
@@ -172,7 +167,7 @@ def _read(path: Path, report: Callable[[str], None]) -> Checkpoint:
             raise ValueError(f"{name}: {error.strerror or error}") from error
         if len(data) != told.size_bytes:
             raise ValueError(f"{name} has {len(data):,} bytes instead of {told.size_bytes:,}")
-        if _digest(data) != told.blake2b:
+        if digest(data) != told.blake2b:
             raise ValueError(f"{name} does not have the checksum that it was written with")
         contents[name] = data
     for name, now in _SOFTWARE.items():
@@ -196,7 +191,3 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,12 +1,14 @@
 """Saved policies: what comes back is the same, and what cannot be used is refused in one line."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from esper.leyline.config import PolicyConfig
 from esper.leyline.errors import EsperError
+from esper.tamiyo.policy import saved
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.saved import DESCRIPTION, WEIGHTS, load_policy, save_policy
 
@@ -34,15 +36,16 @@ def refusal(folder) -> str:
 
 
 def rewrite(folder, **changes) -> None:
-    description = json.loads((folder / DESCRIPTION).read_text())
-    (folder / DESCRIPTION).write_text(json.dumps({**description, **changes}))
+    """As another version would have written it."""
+    description = {**json.loads((folder / DESCRIPTION).read_text()), **changes}
+    (folder / DESCRIPTION).write_text(json.dumps({**description, "seal": saved._seal(description)}))
 
 
 def test_it_comes_back_whole(folder):
-    saved, loaded = new_policy(), load_policy(folder)
+    made, loaded = new_policy(), load_policy(folder)
     assert loaded.config == SMALL
-    assert loaded.state_dict().keys() == saved.state_dict().keys()
-    for name, tensor in saved.state_dict().items():
+    assert loaded.state_dict().keys() == made.state_dict().keys()
+    for name, tensor in made.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
         assert loaded.state_dict()[name].dtype == tensor.dtype
     assert sorted(p.name for p in folder.iterdir()) == [DESCRIPTION, WEIGHTS]
@@ -65,7 +68,7 @@ def test_half_of_it_there(folder, name):
     assert "cannot read" in refusal(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "\x00"])
+@pytest.mark.parametrize("content", ["", "{", "\x00", "[" * 100_000, "9" * 10_000])
 def test_a_damaged_description(folder, content):
     (folder / DESCRIPTION).write_text(content)
     assert f"{folder / DESCRIPTION} is damaged" in refusal(folder)
@@ -74,7 +77,34 @@ def test_a_damaged_description(folder, content):
 @pytest.mark.parametrize("content", ["[]", "3", "{}"])
 def test_another_programs_description(folder, content):
     (folder / DESCRIPTION).write_text(content)
-    assert "its format is not that of this version (None instead of 1)" in refusal(folder)
+    assert "its format is not that of this version (None instead of 2)" in refusal(folder)
+
+
+@pytest.mark.parametrize("change", [{"uniform_share": 0.2}, {"attention_heads": 4}, {}])
+def test_a_description_that_was_changed(folder, change):
+    """The same weights would make another policy of it, or the same one by luck."""
+    description = json.loads((folder / DESCRIPTION).read_text())
+    description["config"] |= change
+    description |= {} if change else {"comment": "mine"}
+    (folder / DESCRIPTION).write_text(json.dumps(description))
+    assert f"{folder / DESCRIPTION} is damaged" in refusal(folder)
+
+
+def test_a_description_that_is_only_written_otherwise(folder):
+    description = json.loads((folder / DESCRIPTION).read_text())
+    (folder / DESCRIPTION).write_text(json.dumps(dict(reversed(description.items())), indent=7))
+    assert load_policy(folder).config == SMALL
+
+
+def test_a_policy_that_had_diverged(folder):
+    policy = new_policy()
+    policy.op_head.weight.detach()[0, 0] = torch.nan
+    save_policy(policy, folder)
+    assert "its weights are not all finite" in refusal(folder)
+
+
+def test_a_name_that_no_folder_can_have():
+    assert refusal(Path("a\0b")) == "policy: cannot read a\\x00b: embedded null byte; name the folder of a saved policy"
 
 
 def test_damaged_weights(folder):
@@ -93,8 +123,8 @@ def test_weights_of_another_policy(folder, tmp_path):
 
 
 def test_another_version(folder):
-    rewrite(folder, format=2)
-    assert "its format is not that of this version (2 instead of 1)" in refusal(folder)
+    rewrite(folder, format=1)
+    assert "its format is not that of this version (1 instead of 2)" in refusal(folder)
 
 
 def test_a_policy_that_sees_something_else(folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,20 +15,21 @@ from safetensors.torch import load, save
 from esper.leyline.actions import Head, head_sizes
 from esper.leyline.config import PolicyConfig
 from esper.leyline.errors import EsperError
-from esper.leyline.files import write_atomic
+from esper.leyline.files import digest, write_atomic
 from esper.tamiyo.policy.features import RUN_FEATURES, SLOT_FEATURES
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 
 WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
-FORMAT = 1
+FORMAT = 2
 """Grows when a file of the former kind could no longer be read."""
 
 
 def policy_files(policy: FactoredRecurrentActorCritic) -> dict[str, bytes]:
     """Give the files of a saved policy; the description last, so that whoever writes them in order has its weights."""
     weights = save({name: tensor.cpu().contiguous() for name, tensor in policy.state_dict().items()})
-    description = {**_contract(), "config": policy.config.model_dump(), "weights": _digest(weights)}
-    return {WEIGHTS: weights, DESCRIPTION: (json.dumps(description, indent=1) + "\n").encode()}
+    description = {**_contract(), "config": policy.config.model_dump(), "weights": digest(weights)}
+    sealed = {**description, "seal": _seal(description)}
+    return {WEIGHTS: weights, DESCRIPTION: (json.dumps(sealed, indent=1) + "\n").encode()}
 
 
 def save_policy(policy: FactoredRecurrentActorCritic, folder: Path) -> None:
@@ -58,10 +58,10 @@ def load_policy(folder: Path, device: torch.device | str = "cpu") -> FactoredRec
     """
     try:
         files = {name: (folder / name).read_bytes() for name in (DESCRIPTION, WEIGHTS)}
-    except OSError as error:
-        raise EsperError(
-            f"policy: cannot read {folder}: {error.strerror}; name the folder of a saved policy"
-        ) from error
+    except (OSError, ValueError) as error:
+        # Names that no file can have are values that are not allowed.
+        reason = getattr(error, "strerror", None) or error
+        raise EsperError(f"policy: cannot read {folder}: {reason}; name the folder of a saved policy") from error
     return read_policy(files, folder).to(device)
 
 
@@ -73,24 +73,32 @@ def read_policy(files: Mapping[str, bytes], folder: Path) -> FactoredRecurrentAc
     EsperError
         As `load_policy`.
     """
+    damaged = f"policy: {folder / DESCRIPTION} is damaged; restore it or save the policy again"
     try:
         description = json.loads(files[DESCRIPTION])
-    except ValueError as error:
-        raise EsperError(f"policy: {folder / DESCRIPTION} is damaged; restore it or save the policy again") from error
+    except (ValueError, RecursionError) as error:
+        raise EsperError(damaged) from error
     for name, value in _contract().items():
         found = description.get(name) if isinstance(description, dict) else None
         if found != value:
             raise EsperError(f"policy: {folder}: its {name} is not that of this version ({_difference(found, value)})")
+    if description.get("seal") != _seal(description):
+        raise EsperError(damaged)
     weights = files[WEIGHTS]
-    if description.get("weights") != _digest(weights):
+    if description.get("weights") != digest(weights):
         raise EsperError(f"policy: {folder / WEIGHTS} is damaged or of another policy; save the policy again")
     try:
         policy = FactoredRecurrentActorCritic(PolicyConfig.model_validate(description.get("config")))
-        policy.load_state_dict(load(weights))
-    except (ValidationError, SafetensorError, RuntimeError) as error:
+        tensors, own = load(weights), policy.state_dict()
+        if any(tensor.dtype != own[name].dtype for name, tensor in tensors.items()):
+            raise RuntimeError("numbers of another kind")
+        policy.load_state_dict(tensors)
+    except (ValidationError, SafetensorError, RuntimeError, KeyError) as error:
         raise EsperError(
             f"policy: {folder}: its weights do not fit its configuration; save the policy again"
         ) from error
+    if not all(parameter.isfinite().all() for parameter in policy.parameters()):
+        raise EsperError(f"policy: {folder}: its weights are not all finite: it had diverged; choose another one")
     return policy
 
 
@@ -104,8 +112,10 @@ def _contract() -> dict[str, Any]:
     }
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def _seal(description: Mapping[str, Any]) -> str:
+    """Checksum of what a description says, however it is written down."""
+    said = {name: value for name, value in description.items() if name != "seal"}
+    return digest(json.dumps(said, sort_keys=True).encode())
 
 
 def _difference(found: object, needed: object) -> str:
