@@ -257,7 +257,10 @@ def test_what_is_impossible_is_refused_and_changes_nothing():
 
 @pytest.mark.parametrize(
     "actions",
-    [np.zeros((5, 8), dtype=int), np.zeros((6, 8)), np.full((6, 8), -1), np.full((6, 8), 99), np.zeros(8, dtype=int)],
+    [
+        *(np.zeros((5, 8), dtype=int), np.zeros((6, 8)), np.full((6, 8), -1), np.full((6, 8), 99)),
+        *(np.zeros(8, dtype=int), [*[[0] * 8] * 5, [0] * 7], [[2**70] * 8] * 6, "wait", None),
+    ],
 )
 def test_what_is_no_action_is_an_error(actions):
     env = vector()

@@ -161,7 +161,7 @@ class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
         return observation, reward, np.full(self.num_envs, self._over), np.zeros(self.num_envs, dtype=np.bool_), info
 
     def _checked(self, actions: NDArray[np.int64]) -> Tensor:
-        given = np.asarray(actions)
+        given = _array(actions)
         if not (np.issubdtype(given.dtype, np.integer) and self.action_space.contains(given)):
             wanted, got = f"[{self.num_envs}, {len(Head)}] in {self.single_action_space}", list(given.shape)
             raise InvalidAction(f"actions must be integers {wanted}; got {given.dtype} {got}")
@@ -232,7 +232,7 @@ class GrowthEnv(gymnasium.Env[Observed, NDArray[np.int64]]):
         """Perform one decision; see `GrowthVectorEnv.step`. After the last one only `reset` is possible."""
         if self._over:
             raise ResetNeeded("the episode is over: call reset()")
-        given = np.asarray(action)
+        given = _array(action)
         # The twin waits, which is all zeros.
         observation, reward, terminated, truncated, info = self._pair.step(np.stack((np.zeros_like(given), given)))
         seen, told = self._grower(observation, info)
@@ -297,6 +297,14 @@ def growth_environment(
     return GrowthEnvironment(
         config, load_task(task, host, device), ContextConfig(), ObjectiveConfig(), groups=groups, size=size
     )
+
+
+def _array(actions: object) -> NDArray[Any]:
+    """Give actions as an array; one of rows of several lengths is none, and in no space."""
+    try:
+        return np.asarray(actions)
+    except ValueError:
+        return np.array(None)
 
 
 def _box(features: tuple[Feature, ...], slots: int | None = None) -> Box[np.float32]:
