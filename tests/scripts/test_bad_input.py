@@ -11,6 +11,8 @@ import sklearn.datasets
 import torch
 
 from esper.leyline.config import RunConfig
+from esper.scripts import grow
+from esper.scripts.main import main
 from esper.tolaria.tasks import TASKS
 from helpers.command import (
     COMMAND,
@@ -118,6 +120,37 @@ def test_damaged_data_file(home, capsys, monkeypatch, error):
     assert snapshot(home) == {}
     # Another task does not need it.
     assert in_process(capsys, "grow", "--task", "mnist1d-mlp", "--horizon", "1", "--updates-per-decision", "1")[0] == 0
+
+
+def test_more_than_the_memory_holds(home):
+    """A round of 4 million decisions where the process may have 3 GB."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, 3 * 2**30))
+
+    arguments = ("--task", "digits-mlp", "--rows", "8192", "--horizon", "512", "--out", "run")
+    code, out, err = process("train", *arguments, preexec_fn=limit)
+    assert (code, out) == (2, "")
+    assert err == "esper: not enough memory; take fewer hosts, a smaller batch, shorter episodes or a smaller network\n"
+    assert column(home / "run" / "run.sqlite", "SELECT status FROM run") == ["failed"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 9.00 GiB.")])
+def test_memory_of_other_kinds(home, capsys, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(grow, "grow", fail)
+    refused(in_process(capsys, "grow"), "not enough memory")
+
+
+def test_other_errors_are_not_taken_for_it(home, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(grow, "grow", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["grow"])
 
 
 # Configuration files.

@@ -270,6 +270,12 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _out_of_memory(error: Exception) -> bool:
+    """Whether that is what happened: torch says so in words of its own for each device."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code: 0, 2 for bad input, 130 for ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
@@ -289,6 +295,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _drop_output()
         print(f"esper: cannot write the output: {error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        print(
+            "esper: not enough memory; take fewer hosts, a smaller batch, shorter episodes or a smaller network",
+            file=sys.stderr,
+        )
         return BAD_INPUT
     except KeyboardInterrupt:
         print("esper: stopped at once", file=sys.stderr)
