@@ -126,7 +126,7 @@ def numbers_of(report) -> list[float]:
     return [value for value in asdict(report).values() if isinstance(value, float)]
 
 
-@cases(15, 300, settings=settings_of(TrainConfig, OF_TRAINING))
+@cases(10, 300, settings=settings_of(TrainConfig, OF_TRAINING))
 def test_a_training(tmp_path_factory, settings):
     config = configured(TrainConfig, settings)
     if config is None:
