@@ -6,12 +6,15 @@ import json
 import math
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from esper.leyline.config import RunConfig, TrainConfig
+from esper.exam.headroom import measure, price_lines
+from esper.exam.saved import load_headroom, save_headroom
+from esper.leyline.config import HeadroomConfig, RunConfig, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.leyline.panics import Panic
 from esper.scripts.errors import BAD_INPUT
@@ -48,6 +51,18 @@ OF_TRAINING = {
     "policy.hidden": st.integers(1, 8),
     "contexts.host_widths": st.sampled_from([[1.0], [0.5], [5e-324], [1.0, 1.0], [0.3, 1.1]]),
 }
+OF_TABLE = {
+    **SIZES,
+    "task": st.sampled_from(["digits-mlp", "mnist1d-mlp"]),
+    "host": st.just("impaired"),
+    "training.horizon": st.integers(1, 3),
+    "training.updates_per_decision": st.just(1),
+    "blueprints": st.sampled_from([["norm"], ["mlp_large"], ["norm", "norm"]]),
+    "starts": st.just(2),
+    "contexts.learning_rates": st.sampled_from([[1e-12], [0.01], [1e9], [0.01, 1e3]]),
+    "contexts.label_noise": st.sampled_from([[0.0], [math.nextafter(1, 0)]]),
+    "contexts.host_widths": st.sampled_from([[1.0], [5e-324], [0.3, 1.1]]),
+}
 OPEN = {
     "growth.gates.min_training_decisions": 1,
     "growth.gates.min_incubator_gain": -1e9,
@@ -73,7 +88,9 @@ def configured(kind, settings):
         return None
 
 
-@pytest.mark.parametrize(("kind", "sizes"), [(RunConfig, OF_RUN), (TrainConfig, OF_TRAINING)])
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [(RunConfig, OF_RUN), (TrainConfig, OF_TRAINING), (HeadroomConfig, OF_TABLE)]
+)
 def test_the_sizes_are_settings(kind, sizes):
     assert set(sizes) <= set(leaves(kind))
     assert set(OPEN) <= set(leaves(kind))
@@ -165,3 +182,19 @@ def test_a_whole_command(tmp_path_factory, kind, data):
     if store.exists():
         check_whole(store)
         assert column(store, "SELECT status FROM run") == ["finished" if code == 0 else "failed"]
+
+
+@cases(2, 80, settings=settings_of(HeadroomConfig, OF_TABLE))
+def test_a_table_of_schedules(tmp_path_factory, settings):
+    """Its numbers are numbers, whatever became of the hosts, and it can be read again."""
+    config = configured(HeadroomConfig, settings)
+    if config is None:
+        return
+    tasks = [task_of(config.task, config.host, examples=40, width=w) for w in config.contexts.host_widths]
+    table = measure(config, tasks)
+    assert np.isfinite(table.gain_WKCN).all()
+    assert np.isfinite(table.cost_WKCN).all()
+    assert all(math.isfinite(line.best_net) for line in price_lines(table, config.contexts.prices))
+    folder = tmp_path_factory.mktemp("table")
+    save_headroom(folder, table)
+    np.testing.assert_array_equal(load_headroom(folder).gain_WKCN, table.gain_WKCN)
