@@ -12,6 +12,8 @@ SHORT = ("--horizon", "6", "--updates-per-decision", "2")
 # Random decides something in nearly every decision, whatever is learned.
 LIVELY = ("--task", "digits-mlp", "--controller", "random", "--horizon", "12", "--updates-per-decision", "1")
 RUN_FILES = ["checkpoints", "config.json", "model.json", "model.py", "model.safetensors", "run.sqlite"]
+# Longer than any test: it ends because it is told to.
+ENDLESS = ("--task", "digits-mlp", "--controller", "random", "--horizon", "4096", "--updates-per-decision", "8")
 ARMS = ("grown", "host alone", "everything from the start")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 

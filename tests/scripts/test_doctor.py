@@ -172,7 +172,7 @@ def test_a_rollback_that_goes_wrong(monkeypatch, harm, said):
 
 
 def test_checkpoints_whose_damage_is_not_found(monkeypatch):
-    monkeypatch.setattr(checkpoints, "_digest", lambda data: "0")
+    monkeypatch.setattr(checkpoints, "digest", lambda data: "0")
     fails(self_test.checkpoint, "a damaged checkpoint was not found")
 
 

@@ -14,12 +14,10 @@ from esper.leyline.config import RunConfig
 from esper.scripts.errors import INTERRUPTED
 from esper.scripts.main import main
 from esper.scripts.running import SIGNALS, Interrupt
-from helpers.command import RUN_FILES
+from helpers.command import ENDLESS, RUN_FILES
 from helpers.stored import check_whole, column, stored
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-# Longer than any test: it ends because it is told to.
-ENDLESS = ("--task", "digits-mlp", "--controller", "random", "--horizon", "100000", "--updates-per-decision", "1")
 
 
 def start(*command, cwd):
@@ -62,7 +60,7 @@ def stopped(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     run = start("-m", "esper.scripts.main", "grow", *ENDLESS, "--out", "a run", cwd=home)
     try:
-        out = wait_for(run, "grown: decision 10/100000")
+        out = wait_for(run, "grown: decision 10/4096")
         run.send_signal(signal.SIGINT)
         rest, err = run.communicate(timeout=120)
     finally:
@@ -83,7 +81,7 @@ def test_the_folder_holds_what_was_done(stopped):
     store = folder / "run.sqlite"
     check_whole(store)
     decisions = len(made(store))
-    assert 10 <= decisions < 100_000
+    assert 10 <= decisions < 4096
     assert made(store) == list(range(decisions))
     assert stored(store, "SELECT status, status_reason FROM run") == [{"status": "interrupted", "status_reason": None}]
     assert ends(store) == [("grown", "interrupted", decisions)]
@@ -93,7 +91,7 @@ def test_the_folder_holds_what_was_done(stopped):
     assert all(decision < decisions for decision in events)
     assert events
     config = RunConfig.model_validate_json((folder / "config.json").read_text())
-    assert (config.controller, config.training.horizon) == ("random", 100_000)
+    assert (config.controller, config.training.horizon) == ("random", 4096)
 
 
 def test_the_model_of_the_last_decision_loads(stopped):
@@ -117,20 +115,20 @@ def test_what_the_message_says_to_type_goes_on_from_there(stopped, tmp_path):
     store = tmp_path / folder.name / "run.sqlite"
     message = out.splitlines()[-1]
     (decisions,) = column(store, "SELECT decisions FROM episode")
-    kept = f"Stopped after decision {decisions} of 100000 (grown). Kept in a run: the record and the model so far. "
+    kept = f"Stopped after decision {decisions} of 4096 (grown). Kept in a run: the record and the model so far. "
     assert message.startswith(kept)
     before = stored(store, "SELECT * FROM decision ORDER BY decision")
     command = shlex.split(re.search(r"Go on with: (.*)$", message)[1])
     assert command[0] == "esper"
     run = start("-m", "esper.scripts.main", *command[1:], cwd=tmp_path)
     try:
-        told = wait_for(run, f"grown: decision {(decisions // 10 + 2) * 10}/100000")
+        told = wait_for(run, f"grown: decision {(decisions // 10 + 2) * 10}/4096")
         run.send_signal(signal.SIGTERM)
         rest, err = run.communicate(timeout=120)
     finally:
         run.kill()
     assert (run.returncode, err) == (INTERRUPTED, "")
-    assert "decision 10/100000" not in told
+    assert "decision 10/4096" not in told
     check_whole(store)
     after = stored(store, "SELECT * FROM decision ORDER BY decision")
     assert [row["decision"] for row in after] == list(range(len(after)))
@@ -138,7 +136,7 @@ def test_what_the_message_says_to_type_goes_on_from_there(stopped, tmp_path):
     # What was recorded before stays, the last decision too, which is recorded once more.
     assert after[: len(before)] == before
     assert ends(store) == [("grown", "interrupted", len(after))]
-    assert f"Stopped after decision {len(after)} of 100000 (grown). " in rest
+    assert f"Stopped after decision {len(after)} of 4096 (grown). " in rest
 
 
 # Says when it is in the middle of a decision, and when it was asked to stop. Its own arguments: the decision, the

@@ -5,11 +5,12 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from helpers.command import COMMAND, ENVIRONMENT, RUN_FILES, in_process, listed, process, snapshot
+from helpers.command import COMMAND, ENDLESS, ENVIRONMENT, RUN_FILES, in_process, listed, process, snapshot
 from helpers.forked import NOBODY, Forked
 from helpers.stored import column, facts
 
@@ -109,22 +110,27 @@ def test_where_every_checkpoint_is_damaged_each_is_named(run, capsys):
     assert snapshot(run) == before
 
 
+@contextmanager
+def going_on(name):
+    """Give a run in the middle of its first arm."""
+    command = [*COMMAND, "grow", *ENDLESS, "--out", name]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=ENVIRONMENT, **pipes) as run:
+        try:
+            while "decision 10/" not in run.stdout.readline():
+                assert run.poll() is None
+            yield run
+        finally:
+            run.kill()
+
+
 def test_a_sealed_checkpoint_of_something_else_is_refused(run, home, capsys):
-    """Not damaged, but of a run that is recorded in another configuration."""
+    """Whole, but of a run of another configuration."""
+    with going_on("other") as other:
+        other.terminate()
+        other.communicate()
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "task": "digits"}))
-    other = ("--task", "digits-mlp", "--controller", "random", "--horizon", "4", "--updates-per-decision", "1")
-    stopped = subprocess.Popen(
-        [*COMMAND, "grow", *other, "--horizon", "100000", "--out", "other"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=ENVIRONMENT,
-        text=True,
-    )
-    while "decision 10/" not in stopped.stdout.readline():
-        assert stopped.poll() is None
-    stopped.terminate()
-    stopped.communicate()
     shutil.rmtree(run / "checkpoints")
     shutil.copytree(home / "other" / "checkpoints", run / "checkpoints")
     before = snapshot(run)
@@ -137,16 +143,7 @@ def test_a_sealed_checkpoint_of_something_else_is_refused(run, home, capsys):
 
 @pytest.mark.parametrize("more", [("--resume", "run"), (*TINY, "--out", "run", "--replace")])
 def test_a_run_that_is_going_on_is_left_alone(home, capsys, more):
-    going = subprocess.Popen(
-        [*COMMAND, "grow", *TINY[:5], "100000", "--updates-per-decision", "1", "--out", "run"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=ENVIRONMENT,
-        text=True,
-    )
-    try:
-        while "decision 10/" not in going.stdout.readline():
-            assert going.poll() is None
+    with going_on("run") as going:
         code, out, err = in_process(capsys, "grow", *more)
         assert (code, out) == (2, "")
         assert err == "esper: run is in use by a run that is still going on; stop it, or name another folder\n"
@@ -154,9 +151,7 @@ def test_a_run_that_is_going_on_is_left_alone(home, capsys, more):
         going.terminate()
         _, err = going.communicate(timeout=120)
         assert err == ""
-        assert column(home / "run" / "run.sqlite", "SELECT status FROM run") == ["interrupted"]
-    finally:
-        going.kill()
+    assert column(home / "run" / "run.sqlite", "SELECT status FROM run") == ["interrupted"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only the superuser can become somebody else")
