@@ -196,6 +196,13 @@ def test_a_round_that_no_memory_holds():
         TrainConfig(rows=2**13, training=TrainingConfig(horizon=1000))
 
 
+def test_an_episode_may_be_longer_than_one_that_is_learned_from():
+    long = TrainingConfig(horizon=100_000)
+    assert RunConfig(training=long).training.horizon == 100_000
+    with pytest.raises(ValidationError, match="horizon must not exceed 4,096 to train a policy; got 100000"):
+        TrainConfig(training=long)
+
+
 def test_unknown_blueprint_names_it_and_the_known_ones():
     with pytest.raises(ValidationError) as refused:
         RunConfig(blueprints=("lora_medium",))

@@ -11,6 +11,9 @@ SMALLEST, LARGEST = 1e-12, 1e9
 """Hosts and policies compute in single precision: far beyond these, numbers or their products are 0 or infinite."""
 MOST = 2**20
 """Larger than any count that makes sense, and small enough for whatever is counted with it."""
+LONGEST_LESSON = 2**12
+"""Decisions of an episode that a policy learns from: random numbers of rounds to come are apart, and credit is a
+matrix of decisions by decisions."""
 MOST_DECISIONS_OF_ROUND = 2**22
 """A training round is kept in memory, somewhat less than a kilobyte for each decision of each host."""
 MOST_VALUES = 64
@@ -146,7 +149,7 @@ class GovernorConfig(Frozen):
 class TrainingConfig(Frozen):
     """Length and pace of an episode."""
 
-    horizon: Annotated[int, Field(ge=1, le=2**12)] = 60
+    horizon: Positive = 60
     """Decisions of an episode."""
     updates_per_decision: Annotated[int, Field(ge=1, le=2**12)] = 20
     """Optimizer steps between two decisions."""
@@ -322,6 +325,10 @@ class TrainConfig(PopulationConfig):
             raise ValueError(
                 f"each of {len(self.contexts.host_widths)} host_widths needs as many groups; "
                 f"{self.rows} rows are {self.groups} groups of {self.group_size}"
+            )
+        if self.training.horizon > LONGEST_LESSON:
+            raise ValueError(
+                f"horizon must not exceed {LONGEST_LESSON:,} to train a policy; got {self.training.horizon}"
             )
         if self.rows * self.training.horizon > MOST_DECISIONS_OF_ROUND:
             raise ValueError(
