@@ -108,12 +108,12 @@ def came_back(history) -> bool:
 
 
 class Script:
-    """A controller of one row that reads its actions from a table, and waits where the table has none."""
+    """A controller whose rows all do what a table says, and wait where it has nothing."""
 
     flag = scores = None
 
-    def __init__(self, actions: dict[int, Action]) -> None:
-        self.actions = actions
+    def __init__(self, actions: dict[int, Action], rows: int = 1) -> None:
+        self.actions, self.rows = actions, rows
 
     def observe(self, view) -> None:
         """Take the time."""
@@ -121,4 +121,4 @@ class Script:
 
     def act(self) -> torch.Tensor:
         """Give the action of this decision."""
-        return torch.tensor([self.actions.get(self.decision, WAIT)])
+        return torch.tensor([self.actions.get(self.decision, WAIT)] * self.rows)

@@ -94,7 +94,7 @@ def contexts_of(config, ids):
 def live(task, ids, controller, *, horizon=8, script=None):
     """Play these rows; the gates are open, so that nothing they do depends on a rounding."""
     config = run_config(task.config.name, controller, horizon=horizon, updates=1, batch=8, growth=OPEN_GATES)
-    return record(config, task, ids, contexts=contexts_of(config, ids), controller=script and Script(script))
+    return record(config, task, ids, contexts=contexts_of(config, ids), controller=script and Script(script, len(ids)))
 
 
 def same_draws(few, more, places):
