@@ -9,7 +9,8 @@ import torch
 
 from esper.leyline.config import GateConfig, GrowthConfig, RunConfig, TrainingConfig
 from esper.leyline.stages import GROWTH_ORDER, WAITING_STAGES, Stage
-from esper.simic.episode import Episode, Step
+from esper.simic.episode import Episode
+from esper.simic.step import Step
 from esper.tolaria.datasets import Split
 from esper.tolaria.tasks import TASKS, Task, load_task
 from helpers.growing import QUICK, WAIT, Action

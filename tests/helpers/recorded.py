@@ -9,8 +9,9 @@ from esper.leyline.actions import HEAD_COUNT
 from esper.leyline.config import GrowthConfig, PolicyConfig, RecordConfig, RunConfig
 from esper.nissa.store import RunStore
 from esper.simic.contexts import Contexts
-from esper.simic.episode import Episode, Step
+from esper.simic.episode import Episode
 from esper.simic.recorder import RoundRecorder, run_columns
+from esper.simic.step import Step
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.saved import save_policy
 from helpers.episodes import run_config, task_of

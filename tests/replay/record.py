@@ -31,7 +31,8 @@ from esper.leyline.checks import Check
 from esper.leyline.config import PolicyConfig, RunConfig
 from esper.leyline.panics import Panic
 from esper.leyline.stages import Stage
-from esper.simic.episode import Episode, Step
+from esper.simic.episode import Episode
+from esper.simic.step import Step
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.saved import save_policy
 from esper.tolaria.datasets import Split

@@ -21,7 +21,8 @@ from esper.leyline.stages import (
     Stage,
     stage_table,
 )
-from esper.simic.episode import STATIC_BLUEPRINT, Episode, Step
+from esper.simic.episode import STATIC_BLUEPRINT, Episode
+from esper.simic.step import Step
 from esper.tolaria.evaluation import evaluate
 from helpers.episodes import (
     CONTROLLER_NAMES,

@@ -138,6 +138,8 @@ def test_without_a_decision_there_is_nothing_to_put_away():
     [
         (lambda facts, files: facts.pop("decision"), "decision"),
         (lambda facts, files: facts.update(decision=0), "decision"),
+        (lambda facts, files: facts.update(seed=7), "random numbers are those of .*7"),
+        (lambda facts, files: facts.update(start_ids=[0, 1, 2, 3, 9]), "random numbers are those of"),
         (lambda facts, files: facts["topology"].update(rows=4), "4 rows instead of 5"),
         (lambda facts, files: facts["topology"]["banks"][0].update(site=9), "site 9"),
         (lambda facts, files: facts["topology"]["banks"][0].update(blueprint="NONE"), "NONE"),

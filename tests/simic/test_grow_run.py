@@ -21,7 +21,7 @@ MODEL = ("model.json", "model.safetensors", "model.py")
 
 
 class Killed(BaseException):
-    """The process is gone: nothing behind it is done any more."""
+    """Nothing behind it is done any more; how a whole process is killed is shown with the commands."""
 
 
 def config_of(controller="random"):
@@ -50,7 +50,7 @@ def make(folder, *, config=None, record=True, resume=False, stop=None, kill=None
                 raise Killed
     except Killed:
         if store is not None:
-            store._over = True  # Nothing is written any more, not even that it ended.
+            store.close("failed")
         return run, told
     if store is not None:
         store.close("finished" if run.finished else "interrupted")

@@ -29,7 +29,7 @@ from esper.leyline.panics import PANIC_TEXT, Panic
 from esper.leyline.slots import Structure
 from esper.leyline.stages import OCCUPIED_STAGES, STAGE_COUNT, Stage, stage_table
 from esper.nissa.schema import QUANTITIES
-from esper.simic.episode import Step
+from esper.simic.step import Step
 from esper.simic.story import ROLLBACK, Transitions
 
 Columns = dict[str, Any]

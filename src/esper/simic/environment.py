@@ -18,8 +18,9 @@ from esper.leyline.config import ContextConfig, ObjectiveConfig, PopulationConfi
 from esper.leyline.stages import Stage
 from esper.leyline.view import PopulationView, Scores
 from esper.simic.contexts import Contexts, draw_contexts
-from esper.simic.episode import Episode, Step
+from esper.simic.episode import Episode
 from esper.simic.objective import Appraiser, Objective, Standing, check_gamma
+from esper.simic.step import Step
 from esper.tamiyo.controllers.base import PlainController
 from esper.tamiyo.policy.action_masks import ActionMasks, compute_batch_masks
 from esper.tamiyo.policy.observation import Observation, Observer

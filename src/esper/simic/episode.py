@@ -6,10 +6,9 @@ Shapes: R rows, S slots, C gate checks, H heads, O operations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Annotated, NamedTuple
+from dataclasses import fields
+from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -24,9 +23,10 @@ from esper.leyline.config import Frozen, PopulationConfig
 from esper.leyline.panics import Panic
 from esper.leyline.slots import EMPTY_SLOT, NOT_MEASURED, Structure, legal_ops
 from esper.leyline.state import Tensors, below, under
-from esper.leyline.transfer import Cargo, Parcel
+from esper.leyline.transfer import Parcel
 from esper.leyline.view import Controller, PopulationView, Scores, check_actions
 from esper.simic.contexts import Contexts, noisy_labels
+from esper.simic.step import Step, step_of
 from esper.tamiyo.controllers.registry import make_controller
 from esper.tamiyo.policy.distribution import raise_flag
 from esper.tolaria.batches import BatchOrder
@@ -43,67 +43,16 @@ STATIC_BLUEPRINT = {
 """What fills every slot of the static network with everything from the start: the largest that fits."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """Host copy of one decision and of the state after its updates.
-
-    Losses in nats, accuracies as fractions, NaN where not measured.
-
-    Attributes
-    ----------
-    decision
-        Number of the decision, from 0.
-    action_RH, accepted_R, refused_by_R, before_R, after_R
-        What was asked, and what came of it (values of `Check` and `Stage`).
-    value_CRS, passed_CRS, limit_C
-        The gates before the action.
-    structure
-        Stages and seeds before the action.
-    legal_RO
-        Operations that some slot allowed.
-    log_prob_RH, value_R
-        The controller's scores (see `Scores`).
-    slots
-        The slot arrays after the updates, by name.
-    reward
-        Parts of each row's reward [R] by term; empty where nobody is paid.
-    train_loss_R, val_loss_R, val_accuracy_R
-        Mean training loss of the decision; loss and accuracy on reward-validation after it. For a row that failed in
-        this decision what was measured before it was rolled back; for one that failed earlier those of its last good
-        state.
-    panic_R, culled_RS
-        Why the governor rolled a row back after the decision (values of `Panic`), and the seeds that this cost.
-    """
-
-    decision: int
-    action_RH: np.ndarray
-    accepted_R: np.ndarray
-    refused_by_R: np.ndarray
-    before_R: np.ndarray
-    after_R: np.ndarray
-    value_CRS: np.ndarray
-    passed_CRS: np.ndarray
-    limit_C: np.ndarray
-    structure: Structure
-    legal_RO: np.ndarray
-    log_prob_RH: np.ndarray
-    value_R: np.ndarray
-    slots: dict[str, np.ndarray]
-    reward: dict[str, np.ndarray]
-    train_loss_R: np.ndarray
-    val_loss_R: np.ndarray
-    val_accuracy_R: np.ndarray
-    panic_R: np.ndarray
-    culled_RS: np.ndarray
-
-
 class EpisodeFacts(Frozen):
     """The plain values of an episode's state."""
 
+    seed: int
+    start_ids: tuple[int, ...]
+    """What every random stream is drawn by, of the run and of each row, beside its own coordinates."""
     decision: Annotated[int, Field(ge=1)]
     """Decisions made."""
     update: Annotated[int, Field(ge=1)]
-    """Updates made: they, the seed and a row's id say where in its data the row is."""
+    """Updates made: with the seed and a row's start id they say where in its data the row is."""
     topology: Topology
     """What grew where."""
 
@@ -262,7 +211,7 @@ class Episode:
         with phase("govern"):
             self._govern(_Losses(train_loss_R, evaluation.loss_R, evaluation.accuracy_R))
         self.decision += 1
-        return _step(cargo[0], before, structure) if parcels else None
+        return step_of(cargo[0], before, structure) if parcels else None
 
     def _govern(self, measured: _Losses) -> None:
         """Roll back the rows that failed, before anybody sees them, and keep the others.
@@ -306,7 +255,7 @@ class Episode:
             No decision was made yet.
         """
         (cargo,) = self.population.settle(Parcel.pack(self._record()))
-        return _step(cargo, self.decision - 1, self._structure)
+        return step_of(cargo, self.decision - 1, self._structure)
 
     def state(self) -> tuple[EpisodeFacts, Tensors]:
         """Give all that the decisions to come, and the record of the last one, depend on.
@@ -329,7 +278,9 @@ class Episode:
             "structure": {name: torch.from_numpy(array) for name, array in vars(self._structure).items()},
             "record": record,
         }
-        facts = EpisodeFacts(decision=self.decision, update=self.trainer.update, topology=topology_of(self.population))
+        facts = EpisodeFacts(
+            **self._identity, decision=self.decision, update=self.trainer.update, topology=topology_of(self.population)
+        )
         return facts, {name: t for part, tensors in parts.items() for name, t in under(part, tensors).items()}
 
     def restore(self, facts: EpisodeFacts, saved: Mapping[str, Tensor]) -> None:
@@ -340,6 +291,9 @@ class Episode:
         ValueError, KeyError
             The state is of something else.
         """
+        found = facts.model_dump(include=set(self._identity))
+        if found != self._identity:
+            raise ValueError(f"its random numbers are those of {found}, not of {self._identity}")
         rebuild(self.population, facts.topology, below("population", saved))
         self._snapshot.put_back(below("kept", saved))
         self.governor.restore(below("governor", saved), facts.decision)
@@ -350,6 +304,11 @@ class Episode:
         self._action_RH, self._culled_RS = record["action_RH"], record["culled_RS"]
         self._last = Outcome(**{f.name: record[f"{f.name}_R"] for f in fields(Outcome)})
         self.trainer.update, self.decision = facts.update, facts.decision
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What its random numbers are drawn by; see `EpisodeFacts`."""
+        return {"seed": self.config.seed, "start_ids": tuple(self.contexts.start_id_R.tolist())}
 
     def _here(self, part: str, saved: Mapping[str, Tensor]) -> Tensors:
         """Give one part of a saved state on the device."""
@@ -381,10 +340,3 @@ class Episode:
 def _chosen(first_R: Tensor, first: _Losses, second: _Losses) -> _Losses:
     """The first where the mask holds, the second elsewhere."""
     return _Losses(*(torch.where(first_R, one, other) for one, other in zip(first, second, strict=True)))
-
-
-def _step(cargo: Cargo, decision: int, structure: Structure) -> Step:
-    slots = {name: cargo.pop(f"slots.{name}") for name in EMPTY_SLOT}
-    paid = [name for name in cargo if name.startswith("reward.")]
-    reward = {name.removeprefix("reward."): cargo.pop(name) for name in paid}
-    return Step(decision=decision, structure=structure, slots=slots, reward=reward, **cargo)

@@ -19,8 +19,9 @@ from esper.leyline.config import RunConfig
 from esper.leyline.stages import BLENDED_STAGES, OCCUPIED_STAGES, Stage, stage_table
 from esper.nissa.store import RunStore
 from esper.simic.contexts import Contexts
-from esper.simic.episode import Episode, Step
+from esper.simic.episode import Episode
 from esper.simic.recorder import RoundRecorder
+from esper.simic.step import Step
 from esper.simic.story import Event, events_of
 from esper.tolaria.evaluation import coalition_losses, coalitions_of, evaluate
 from esper.tolaria.tasks import Task

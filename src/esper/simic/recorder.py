@@ -26,9 +26,10 @@ from esper.nissa.machine import hardware, software
 from esper.nissa.store import RunStore
 from esper.nissa.writer import Change, Rows
 from esper.simic.columns import PANICS, Columns, decision_columns, merge, or_null, slot_columns, transition_columns
-from esper.simic.episode import Episode, Step
+from esper.simic.episode import Episode
 from esper.simic.layers import LayerReport
 from esper.simic.ppo import HeadReport, UpdateReport
+from esper.simic.step import Step
 from esper.simic.story import transitions_of
 
 _BLENDED = stage_table(BLENDED_STAGES).numpy()

@@ -34,7 +34,7 @@ from esper.leyline.stages import (
     WAITING_STAGES,
     Stage,
 )
-from esper.simic.episode import Step
+from esper.simic.step import Step
 
 ROLLBACK = "rollback"
 """What the governor does, where a controller would name an operation."""
