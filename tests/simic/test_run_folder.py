@@ -20,6 +20,7 @@ from esper.nissa.store import RunStore
 from esper.simic.grow import ROW, Arm
 from esper.simic.recorder import run_columns
 from esper.simic.run_folder import RunFolder
+from esper.tolaria.checkpoints import Checkpoint, Checkpoints
 from helpers.command import RUN_FILES
 from helpers.episodes import OPEN_GATES, TASK_NAMES, run_config, task_of
 from helpers.stored import check_whole, column, stored
@@ -325,3 +326,26 @@ def test_what_was_recorded_can_be_read_while_the_run_goes_on(tmp_path):
     store.flush()
     assert column(folder.store, "SELECT decision FROM decision") == [0, 1, 2]
     assert names(folder.path) == ["config.json", "run.sqlite"]
+
+
+@pytest.mark.parametrize("how", [{"replace": False, "resume": True}, {"replace": True}], ids=["resume", "replace"])
+def test_what_a_killed_process_was_writing_is_removed(tmp_path, how):
+    path = tmp_path / "run"
+    RunFolder(path, small(), replace=False)
+    begun = [path / ".config.json.17.tmp", path / "policy-best" / ".policy.json.17.tmp"]
+    begun += [path / "checkpoints" / ".LATEST.17.tmp", path / "checkpoints" / ".00000003.tmp" / "manifest.json"]
+    mine = [path / "mine.tmp", path / ".mine.tmp", path / "policy-best" / "notes.17.tmp"]
+    for file in (*begun, *mine):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("begun")
+    RunFolder(path, small(), **how)
+    Checkpoints(path).save(Checkpoint(4, {}, {}))
+    assert not [file for file in begun if file.exists()]
+    assert all(file.exists() for file in mine)
+    assert not (path / "checkpoints" / ".00000003.tmp").exists()
+
+
+def test_a_run_that_was_killed_in_its_first_file_can_be_begun_again(tmp_path):
+    (tmp_path / ".config.json.17.tmp").write_text("begun")
+    RunFolder(tmp_path, small(), replace=False)
+    assert names(tmp_path) == ["config.json"]

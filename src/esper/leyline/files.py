@@ -4,9 +4,13 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from esper.leyline.errors import EsperError
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+"""Names under which files are written."""
 
 
 def digest(data: bytes) -> str:
@@ -35,6 +39,17 @@ def write_atomic(path: Path, data: bytes) -> None:
         if isinstance(error, OSError):
             raise _cannot_write(path, error) from error
         raise
+
+
+def is_leftover(file: Path) -> bool:
+    """Whether a file is what `write_atomic` was writing: if nobody is, a process was killed in it."""
+    return _TEMPORARY.fullmatch(file.name) is not None and file.is_file()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left in a folder; nobody else may be writing there."""
+    for file in filter(is_leftover, folder.glob(".*.tmp")):
+        file.unlink()
 
 
 def hold_folder(path: Path) -> int:

@@ -24,9 +24,10 @@ from esper.kasmina.export import describe
 from esper.kasmina.population import Population
 from esper.leyline.config import CONFIG, CompareConfig, HeadroomConfig, PopulationConfig, RunConfig, TrainConfig
 from esper.leyline.errors import EsperError
-from esper.leyline.files import hold_folder, write_atomic
+from esper.leyline.files import hold_folder, is_leftover, remove_leftovers, write_atomic
 from esper.nissa.schema import STORE, store_files
 from esper.tamiyo.policy.saved import DESCRIPTION, WEIGHTS
+from esper.tolaria.checkpoints import FOLDER as CHECKPOINTS
 from esper.tolaria.checkpoints import Checkpoints
 
 MODEL, MODEL_DESCRIPTION, LOADER = "model.safetensors", "model.json", "model.py"
@@ -68,6 +69,8 @@ class RunFolder:
         self.path, self.store = path, path / STORE
         held = hold_folder(path) if resume else _make_room(path, replace=replace)
         weakref.finalize(self, os.close, held)
+        for folder in (path, path / BEST_POLICY, path / CHECKPOINTS):
+            remove_leftovers(folder)
         if not resume:
             write_atomic(path / CONFIG, (config.model_dump_json(indent=2) + "\n").encode())
 
@@ -103,7 +106,7 @@ def _make_room(path: Path, *, replace: bool) -> int:
         if path.exists():
             if not path.is_dir():
                 raise EsperError(f"out: {path} is a file; name a folder")
-            held = any(path.iterdir())
+            held = not all(map(is_leftover, path.iterdir()))
             if held and not _is_run(path):
                 raise EsperError(f"out: {path} holds other files; name a new or empty folder")
             if held and not replace:

@@ -111,7 +111,7 @@ class Checkpoints:
                 f"checkpoint: cannot write {path}: {reason}; free the disk or choose another folder"
             ) from error
         write_atomic(self.folder / LATEST, (name + "\n").encode())
-        for old in [*self._names()[:-KEPT], *(p.name for p in self.folder.glob(".*.tmp"))]:
+        for old in [*self._names()[:-KEPT], *self._begun()]:
             shutil.rmtree(self.folder / old, ignore_errors=True)
 
     def load(self, report: Callable[[str], None]) -> Checkpoint | None:
@@ -130,10 +130,14 @@ class Checkpoints:
         """Remove every checkpoint; files that are not Esper's stay."""
         with contextlib.suppress(FileNotFoundError):
             (self.folder / LATEST).unlink()
-        for name in [*self._names(), *(path.name for path in self.folder.glob(".*.tmp"))]:
+        for name in [*self._names(), *self._begun()]:
             shutil.rmtree(self.folder / name)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+    def _begun(self) -> list[str]:
+        """Names of checkpoints that were never finished."""
+        return [path.name for path in self.folder.glob(".*.tmp") if path.is_dir()]
 
     def _names(self) -> list[str]:
         """Names of the checkpoints, the oldest first."""
