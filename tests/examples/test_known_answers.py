@@ -8,6 +8,7 @@ import torch
 
 from esper.leyline.actions import HEAD_COUNT, Blueprint, Head, Op
 from helpers.environments import at_random, play, waits
+from helpers.fuzzing import LONG
 
 PATH = Path(__file__).parents[2] / "examples" / "known_answers.py"
 UNIFORM = (1.0,) * len(Op)
@@ -269,6 +270,6 @@ def test_rounds_ask_for_other_answers():
 
 @pytest.mark.slow
 @problems
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(5 if LONG else 2))
 def test_it_is_learned_with_every_default(name, seed):
     assert known_answers.learn(name, seed) >= 0.95
