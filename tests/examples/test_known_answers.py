@@ -8,7 +8,6 @@ import torch
 
 from esper.leyline.actions import HEAD_COUNT, Blueprint, Head, Op
 from helpers.environments import at_random, play, waits
-from helpers.fuzzing import LONG
 
 PATH = Path(__file__).parents[2] / "examples" / "known_answers.py"
 UNIFORM = (1.0,) * len(Op)
@@ -270,6 +269,6 @@ def test_rounds_ask_for_other_answers():
 
 @pytest.mark.slow
 @problems
-@pytest.mark.parametrize("seed", range(5 if LONG else 2))
+@pytest.mark.parametrize("seed", range(5))
 def test_it_is_learned_with_every_default(name, seed):
     assert known_answers.learn(name, seed) >= 0.95

@@ -1,4 +1,4 @@
-"""Properties of many cases: few in the ordinary suite, very many under `make long`."""
+"""Properties of many cases: few in the ordinary suite, very many under `make fuzz`."""
 
 import functools
 import os
@@ -6,14 +6,14 @@ from collections import Counter
 
 from hypothesis import HealthCheck, Phase, given, settings
 
-LONG = os.environ.get("ESPER_LONG") == "1"
-"""`make long`: as many cases as a property is worth, others each time."""
+LONG = os.environ.get("ESPER_FUZZ") == "1"
+"""`make fuzz`: as many cases as a property is worth, others each time."""
 COUNTS: Counter[str] = Counter()
 """Cases that were tried, by test."""
 
 
 def cases(few: int, many: int, **strategies):
-    """Try a property on `few` cases, always the same ones; on `many` under `make long`."""
+    """Try a property on `few` cases, always the same ones; on `many` under `make fuzz`."""
 
     def decorate(test):
         @functools.wraps(test)
