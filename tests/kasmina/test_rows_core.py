@@ -1,5 +1,7 @@
 """What all row layers share: the flat table, its views, and layers in sequence."""
 
+import time
+
 import pytest
 import torch
 from row_twins import Case, cases, exact, lanes, rows_apart, same_as_twins
@@ -149,6 +151,30 @@ def test_initial_values_are_lerped_number_by_number():
     half = 0.5**0.5 / 2
     expected = torch.tensor([[-half, 0.0, half], [0.0, -half, 0.0]])
     torch.testing.assert_close(layer.initial(given_numbers), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@every_layer
+def test_start_and_decay_are_those_of_each_number_by_itself(name, dtype):
+    """Bit for bit what a Python list with one entry for each parameter gives."""
+    layer = LAYERS[name]
+    drawn = torch.rand(3, layer.parameter_count, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    low, high, decays = (
+        torch.tensor([float(getattr(p, side)) for p in layer.params for _ in range(p.size)])
+        for side in ("low", "high", "decay")
+    )
+    assert torch.equal(layer.initial(drawn), torch.lerp(low.to(dtype), high.to(dtype), drawn))
+    assert torch.equal(layer.decay_mask(), decays)
+
+
+def test_a_large_layer_starts_at_once():
+    layer = RowSequential(RowLinear(1000, 2000), RowLinear(2000, 1000))
+    drawn = torch.full((1, layer.parameter_count), 0.5)
+    started = time.process_time()
+    layer.initial(drawn)
+    layer.decay_mask()
+    # 4 million parameters: 0.03 s of the CPU, where lists with an entry for each took 3 s.
+    assert time.process_time() - started < 0.5
 
 
 def test_parameter_specs():

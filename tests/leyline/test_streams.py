@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esper.leyline import streams
 from esper.leyline.streams import Stream, philox
 
 words = st.integers(0, 2**32 - 1)
@@ -83,6 +84,16 @@ def test_asking_for_more_keeps_what_was_there():
     long = stream.integers(ids(1, 2), ids(0), 23)
     for count in (1, 3, 4, 5, 22):
         assert torch.equal(stream.integers(ids(1, 2), ids(0), count), long[:, :count])
+
+
+@pytest.mark.parametrize("lanes", [0, 1, 3, 70])
+@pytest.mark.parametrize("at_once", [1, 4, 30, 200])
+def test_numbers_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch, lanes, at_once):
+    stream, first = Stream(0, "init"), torch.arange(lanes)
+    whole, fractions = stream.integers(first, ids(1), 41), stream.uniform(first, ids(1), 41, torch.float32)
+    monkeypatch.setattr(streams, "_AT_ONCE", at_once)
+    assert torch.equal(stream.integers(first, ids(1), 41), whole)
+    assert torch.equal(stream.uniform(first, ids(1), 41, torch.float32), fractions)
 
 
 def test_rows_alone_and_together_have_the_same_permutations():
@@ -173,7 +184,7 @@ def test_uniform_is_the_integer_as_a_fraction(dtype):
 @pytest.mark.parametrize("integer", [0, 2**32 - 1])
 def test_uniform_reaches_neither_end(monkeypatch, dtype, integer):
     # A logarithm of either end would be infinite.
-    monkeypatch.setattr(Stream, "integers", lambda *_: torch.tensor([[integer]]))
+    monkeypatch.setattr(streams, "philox", lambda *_: (torch.tensor([[integer]]),) * 4)
     drawn = Stream(0, "ends").uniform(ids(0), ids(0), 1, dtype)
     assert 0 < drawn.item() < 1
 

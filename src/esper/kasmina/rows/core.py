@@ -97,15 +97,21 @@ class RowLayer(ABC):
 
     def initial(self, uniform_LP: Tensor) -> Tensor:
         """Initial flat table [L, P] from uniform numbers in (0, 1) of the same shape."""
-        low, high = (
-            torch.tensor([getattr(p, side) for p in self.params for _ in range(p.size)]).to(uniform_LP)
-            for side in ("low", "high")
+        low_P, high_P = (
+            self._spread([getattr(p, side) for p in self.params]).to(uniform_LP) for side in ("low", "high")
         )
-        return torch.lerp(low, high, uniform_LP)
+        return torch.lerp(low_P, high_P, uniform_LP)
 
     def decay_mask(self) -> Tensor:
         """Float [P]: 1 where weight decay applies."""
-        return torch.tensor([float(p.decay) for p in self.params for _ in range(p.size)])
+        return self._spread([float(p.decay) for p in self.params])
+
+    def _spread(self, values: list[float]) -> Tensor:
+        """One number for each declared parameter as float32 [P]: each element has its parameter's."""
+        spread_P = torch.empty(self.parameter_count)
+        for piece, value in zip(spread_P.split([p.size for p in self.params]), values, strict=True):
+            piece.fill_(value)
+        return spread_P
 
 
 class RowSequential(RowLayer):
