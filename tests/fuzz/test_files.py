@@ -154,7 +154,7 @@ def test_a_command_with_such_a_policy(tmp_path_factory, name, accidents):
 
 def network_of(width: int) -> dict[str, object]:
     linear = {"type": "Linear", "args": {"in_features": width, "out_features": 3}}
-    grown = {"type": "Grown", "children": {"seed": linear}, "args": {"operator": "add", "alpha": 0.5}}
+    grown = {"type": "Grown", "children": {"seed": linear}, "args": {"operator": "add", "alpha": 0.5, "axes": 0}}
     return {"type": "Sequential", "children": {"a": linear, "r0c0": grown, "b": {"type": "ReLU", "args": {}}}}
 
 

@@ -149,7 +149,7 @@ def exported(kind: SiteKind, width: int) -> tuple[Population, list[nn.Module]]:
 
 
 @every_seed
-@pytest.mark.parametrize("width", [3, 20])
+@pytest.mark.parametrize("width", [1, 2, 3, 20])
 def test_the_declared_numbers_are_the_learned_ones(kind, row, width):
     blueprint, operator = CASES[kind][row]
     population, modules = exported(kind, width)
@@ -161,7 +161,7 @@ def test_the_declared_numbers_are_the_learned_ones(kind, row, width):
 
 
 @every_seed
-@pytest.mark.parametrize("width", [3, 20])
+@pytest.mark.parametrize("width", [1, 2, 3, 20])
 def test_the_declared_cost_is_what_torch_counts(kind, row, width):
     """Half of the floating-point operations of convolutions and matrix products, for one example."""
     blueprint, operator = CASES[kind][row]
@@ -188,6 +188,20 @@ def test_costs_and_counts_are_not_all_alike(kind):
         for small, large in pairs:
             assert seed_parameters(small, operator, site) < seed_parameters(large, operator, site)
             assert seed_cost(small, operator, site) < seed_cost(large, operator, site)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("width", [1, 2, 3, 6, 9, 40])
+def test_no_rank_is_above_the_width_of_the_site(kind, width):
+    site = Site(kind, width, EXAMPLES[kind][1:], 1)
+    for blueprint, rank in ((Blueprint.LORA_SMALL, 2), (Blueprint.LORA_LARGE, 8)):
+        assert seed_layer(blueprint, site).parameter_count == 2 * width * min(rank, width)
+    hidden = min(width, max(4, width // 4))
+    for blueprint in (Blueprint.BOTTLENECK, Blueprint.ATTENTION):
+        # Weights into the narrow part have its number of rows; the layer's last bias is of the full width.
+        sizes = [p.shape for p in seed_layer(blueprint, site).params if p.name.endswith("bias")]
+        assert sizes[0] == (hidden,)
+        assert sizes[-1] == (width,)
 
 
 @pytest.mark.parametrize("kind", KINDS)

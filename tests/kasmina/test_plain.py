@@ -109,7 +109,6 @@ ARGS = {
     "Conv2d": {"in_channels": 2, "out_channels": 4, "kernel_size": 3, "padding": 1},
     "ReLU": {},
     "LayerNorm": {"normalized_shape": 4},
-    "GroupNorm": {"num_groups": 2, "num_channels": 4},
     "BatchNorm1d": {"num_features": 4},
     "BatchNorm2d": {"num_features": 4},
     "AvgPool1d": {"kernel_size": 2},
@@ -118,12 +117,34 @@ ARGS = {
     "MaxPool2d": {"kernel_size": 2},
 }
 
+GROUPS = {"num_groups": 2, "num_channels": 4}
+
 
 @pytest.mark.parametrize("kind", plain.LAYERS)
 def test_build_makes_the_torch_module(kind):
     made, expected = plain.build(leaf(kind, **ARGS[kind])), getattr(nn, kind)(**ARGS[kind])
     assert type(made) is type(expected)
     assert repr(made) == repr(expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (1, 4)])
+def test_group_norm_is_torchs(shape):
+    made, expected = (m.requires_grad_(False) for m in (plain.build(leaf("GroupNorm", **GROUPS)), nn.GroupNorm(2, 4)))
+    assert isinstance(made, nn.GroupNorm)
+    assert repr(made) == repr(expected)
+    for module in (made, expected):
+        module.weight.copy_(torch.arange(4.0))
+        module.bias.copy_(torch.arange(4.0) ** 2)
+    x = torch.randn(shape)
+    assert torch.equal(made(x), expected(x))
+
+
+def test_group_norm_of_a_single_value_is_its_bias():
+    with pytest.raises(ValueError, match="more than 1 value"):
+        nn.GroupNorm(1, 1)(torch.tensor([[3.0]]))
+    made = plain.build(leaf("GroupNorm", num_groups=1, num_channels=1))
+    nn.init.constant_(made.bias, 0.5)
+    assert made(torch.tensor([[3.0]])).item() == pytest.approx(0.5, abs=1e-3)
 
 
 def test_build_keeps_names_and_order():
@@ -163,7 +184,7 @@ extents = pytest.mark.parametrize("extent", list(EXTENTS.values()), ids=list(EXT
 def grown(operator, alpha, extent):
     conv = {0: nn.Linear(3, 3), 1: nn.Conv1d(3, 3, 1), 2: nn.Conv2d(3, 3, 1)}[len(extent)]
     gate = nn.Linear(3, 1) if operator == "gate" else None
-    return plain.Grown(conv, operator=operator, alpha=alpha, gate=gate)
+    return plain.Grown(conv, operator=operator, alpha=alpha, axes=len(extent), gate=gate)
 
 
 @extents
@@ -202,6 +223,7 @@ NETWORK = chain(
         "children": {
             "seed": {
                 "type": "Excite",
+                "args": {"axes": 1},
                 "children": {
                     "squeeze": chain(
                         leaf("Linear", in_features=4, out_features=2),
@@ -212,7 +234,7 @@ NETWORK = chain(
             },
             "gate": leaf("Linear", in_features=4, out_features=1),
         },
-        "args": {"operator": "gate", "alpha": 0.7},
+        "args": {"operator": "gate", "alpha": 0.7, "axes": 1},
     },
     leaf("GlobalMean"),
     leaf("Linear", in_features=4, out_features=3),

@@ -95,6 +95,17 @@ def test_evaluation_uses_the_statistics_and_leaves_them(axes):
     assert all(torch.equal(a, b) for a, b in zip(buffers, before, strict=True))
 
 
+@lanes
+@pytest.mark.parametrize("axes", [0, 1, 2])
+def test_group_norm_of_a_single_value_is_its_bias(axes, lanes):
+    layer = RowGroupNorm(1, 1, axes)
+    x = 3 + torch.arange(1.0 * lanes).view(lanes, 1, 1) if axes == 0 else torch.randn(1, lanes, *[1] * axes)
+    theta = torch.stack((torch.full((lanes,), 2.0), torch.arange(lanes) + 0.5), 1)
+    y = layer.forward(x, layer.split(theta), (), training=True)
+    assert y.shape == x.shape
+    assert y.flatten().tolist() == pytest.approx(theta[:, 1].tolist(), abs=1e-2)
+
+
 def test_one_example_has_no_batch_statistics():
     layer = RowBatchNorm(4, 0)
     buffers = [torch.full((3, *b.shape), b.low) for b in layer.buffers]

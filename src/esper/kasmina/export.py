@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.banks import Bank
+from esper.kasmina.hosts import AXES
 from esper.kasmina.plain import build
 from esper.kasmina.population import Population
 from esper.kasmina.rows.core import Plain, RowLayer
@@ -51,7 +52,11 @@ def _seed(population: Population, row: int, site: int) -> tuple[Plain, dict[str,
         gate = population.seed_gates[site]
         children["gate"] = gate.layer.plain()
         state |= _lane(gate, row, "gate.")
-    args = {"operator": operator.name.lower(), "alpha": float(population.slots.alpha[row, site])}
+    args = {
+        "operator": operator.name.lower(),
+        "alpha": float(population.slots.alpha[row, site]),
+        "axes": AXES[population.host.kind],
+    }
     return {"type": "Grown", "children": children, "args": args}, state
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 LAYERS = (
     *("Linear", "Embedding", "Conv1d", "Conv2d", "ReLU"),
-    *("LayerNorm", "GroupNorm", "BatchNorm1d", "BatchNorm2d"),
+    *("LayerNorm", "BatchNorm1d", "BatchNorm2d"),
     *("AvgPool1d", "AvgPool2d", "MaxPool1d", "MaxPool2d"),
 )
 """The torch modules that a description may name."""
@@ -43,18 +43,36 @@ class GlobalMean(nn.Module):
         return x.flatten(2).mean(2)
 
 
-class Excite(nn.Module):
-    """Scale each channel by what the whole example says (squeeze and excitation)."""
-
-    def __init__(self, squeeze: nn.Module) -> None:
-        super().__init__()
-        self.squeeze = squeeze
+class GroupNorm(nn.GroupNorm):
+    """Group norm that takes a single value in a group, too: that is its own mean."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Keep the shape."""
-        pooled = x if x.dim() == 2 else x.flatten(2).mean(2)
-        scale = torch.tanh(self.squeeze(pooled))
-        return x * scale.reshape(*scale.shape, *[1] * (x.dim() - 2))
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def behind(x: torch.Tensor, axes: int) -> torch.Tensor:
+    """Put so many axes of size 1 behind those of `x`."""
+    # Without asking x for its shape, so that torch.fx can trace it.
+    for _ in range(axes):
+        x = x.unsqueeze(-1)
+    return x
+
+
+class Excite(nn.Module):
+    """Scale each channel by what the whole example says (squeeze and excitation).
+
+    `axes` of an example lie behind its channels: 0 for vectors, 1 for signals, 2 for images.
+    """
+
+    def __init__(self, squeeze: nn.Module, axes: int) -> None:
+        super().__init__()
+        self.squeeze, self.axes = squeeze, axes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Keep the shape."""
+        pooled = x.flatten(2).mean(2) if self.axes > 0 else x
+        return x * behind(torch.tanh(self.squeeze(pooled)), self.axes)
 
 
 class SelfAttention(nn.MultiheadAttention):
@@ -72,13 +90,13 @@ class SelfAttention(nn.MultiheadAttention):
 
 
 class Grown(nn.Module):
-    """A seed that grew at this place: its module, how it joins the stream, and at which share."""
+    """A seed that grew at this place: its module, how it joins the stream, and at which share. `axes` as in Excite."""
 
-    def __init__(self, seed: nn.Module, operator: str, alpha: float, gate: nn.Module | None = None) -> None:
+    def __init__(self, seed: nn.Module, operator: str, alpha: float, axes: int, gate: nn.Module | None = None) -> None:
         super().__init__()
         if operator not in ("add", "multiply", "gate"):
             raise ValueError(f"unknown operator {operator!r}")
-        self.seed, self.operator, self.alpha, self.gate = seed, operator, alpha, gate
+        self.seed, self.operator, self.alpha, self.axes, self.gate = seed, operator, alpha, axes, gate
 
     def extra_repr(self) -> str:
         """Show how the seed joins."""
@@ -90,9 +108,8 @@ class Grown(nn.Module):
         if self.operator == "multiply":
             return h + self.alpha * (h * torch.tanh(delta))
         if self.gate is not None:
-            pooled = h if h.dim() == 2 else h.flatten(2).mean(2)
-            gate = torch.sigmoid(self.gate(pooled))
-            delta = delta * gate.reshape(-1, *[1] * (h.dim() - 1))
+            pooled = h.flatten(2).mean(2) if self.axes > 0 else h
+            delta = delta * behind(torch.sigmoid(self.gate(pooled)), self.axes)
         return h + self.alpha * delta
 
 
@@ -105,7 +122,7 @@ def build(description: dict[str, Any]) -> nn.Module:
         for name, child in children.items():
             network.add_module(name, child)
         return network
-    own = {"GlobalMean": GlobalMean, "Excite": Excite, "SelfAttention": SelfAttention, "Grown": Grown}
+    own: dict[str, Any] = {made.__name__: made for made in (GlobalMean, GroupNorm, Excite, SelfAttention, Grown)}
     if kind not in own and kind not in LAYERS:
         raise ValueError(f"unknown module {kind!r} in the description")
     make = own[kind] if kind in own else getattr(nn, kind)

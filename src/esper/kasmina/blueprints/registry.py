@@ -22,18 +22,23 @@ from esper.leyline.sites import Site
 LORA_RANKS = {Blueprint.LORA_SMALL: 2, Blueprint.LORA_LARGE: 8}
 MLP_FACTORS = {Blueprint.MLP_SMALL: 1, Blueprint.MLP_LARGE: 4}
 MIN_HIDDEN = 4
-"""Narrow sites still get bottlenecks of this width."""
+"""Narrow sites still get bottlenecks of this width, or of their own where that is smaller."""
 
 
 def _quarter(width: int) -> int:
-    return max(MIN_HIDDEN, width // 4)
+    return min(width, max(MIN_HIDDEN, width // 4))
+
+
+def _rank(blueprint: Blueprint, width: int) -> int:
+    """Rank of a low-rank seed: no product of matrices has more than its width."""
+    return min(width, LORA_RANKS[blueprint])
 
 
 def _vector(blueprint: Blueprint, width: int) -> RowLayer:
     if blueprint is Blueprint.NORM:
         return RowLayerNorm(width, zero=True)
     if blueprint in LORA_RANKS:
-        rank = LORA_RANKS[blueprint]
+        rank = _rank(blueprint, width)
         return RowSequential(RowLinear(width, rank, bias=False), RowLinear(rank, width, bias=False, zero=True))
     if blueprint is Blueprint.BOTTLENECK:
         return _mlp(width, _quarter(width))
@@ -53,7 +58,7 @@ def _convolutional(blueprint: Blueprint, width: int, axes: int) -> RowLayer:
     if blueprint is Blueprint.NORM:
         return RowGroupNorm(1, width, axes, zero=True)
     if blueprint in LORA_RANKS:
-        rank = LORA_RANKS[blueprint]
+        rank = _rank(blueprint, width)
         return RowSequential(conv(width, rank, 1, bias=False), conv(rank, width, 1, bias=False, zero=True))
     if blueprint is Blueprint.BOTTLENECK:
         hidden = _quarter(width)

@@ -39,4 +39,4 @@ class RowExcite(RowLayer):
         return self.squeeze.cost((self.features,))
 
     def plain(self) -> Plain:
-        return {"type": "Excite", "children": {"squeeze": self.squeeze.plain()}}
+        return {"type": "Excite", "children": {"squeeze": self.squeeze.plain()}, "args": {"axes": self.axes}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -60,8 +61,9 @@ class RowGroupNorm(_RowNorm):
         weight, bias = params
         if self.axes:
             # The groups of each row follow one another, so the norm of all rows is one group norm.
-            return F.group_norm(x, weight.shape[0] * self.groups, weight.reshape(-1), bias.reshape(-1))
-        y = F.group_norm(x.flatten(0, 1), self.groups).view(x.shape)
+            # torch.nn.functional's would refuse a single value, which is its own mean.
+            return torch.group_norm(x, weight.shape[0] * self.groups, weight.reshape(-1), bias.reshape(-1))
+        y = torch.group_norm(x.flatten(0, 1), self.groups).view(x.shape)
         return y * weight.unsqueeze(1) + bias.unsqueeze(1)
 
     def plain(self) -> Plain:
