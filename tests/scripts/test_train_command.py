@@ -11,6 +11,7 @@ import pytest
 
 from esper.leyline.config import TrainConfig
 from esper.scripts.main import main
+from esper.scripts.train import main as short_run
 from esper.simic.run_folder import RunFolder
 from helpers.command import COMMAND, ENVIRONMENT, full_from, in_process, process, snapshot
 from helpers.stored import check_whole, column, facts, stored
@@ -247,6 +248,31 @@ def test_the_short_integration_run(home):
     assert (run.returncode, run.stderr) == (0, "")
     assert [line.split()[1] for line in run.stdout.splitlines() if line.startswith("round ")] == ["1/2", "2/2"]
     assert snapshot(home) == {}
+
+
+@pytest.mark.parametrize("option", ["--episodes", "--n-envs"])
+@pytest.mark.parametrize("value", ["0", "-1", "-9999999999999999999999", "1" + 30 * "0", "1.5", "two", "nan", ""])
+def test_bad_numbers_of_the_short_integration_run_are_one_line(home, capsys, option, value):
+    code = short_run(["ppo", f"{option}={value}"])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("esper: ")
+    assert option in err
+    assert snapshot(home) == {}
+
+
+def test_a_twin_alone_is_no_training(home, capsys):
+    assert short_run(["ppo", "--n-envs", "1"]) == 2
+    assert capsys.readouterr().err == "esper: --n-envs: input should be greater than or equal to 2; got 1\n"
+
+
+def test_the_bounds_of_the_short_integration_run_are_allowed(monkeypatch):
+    seen = []
+    monkeypatch.setattr("esper.scripts.train.train", lambda config, **_: seen.append(config) or 0)
+    for episodes, hosts in ((1, 2), (2**18, 2**13)):
+        assert short_run(["ppo", "--episodes", str(episodes), "--n-envs", str(hosts)]) == 0
+    assert [(config.rounds, config.rows, config.groups) for config in seen] == [(1, 2, 1), (2**18, 2**13, 1)]
 
 
 def test_replacing_a_run_takes_its_policies_along(home, capsys):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from esper.leyline.actions import Head
 from esper.leyline.config import PPOConfig
-from esper.leyline.errors import EsperError
+from esper.leyline.errors import EsperError, InvalidStateMachineError
 from esper.simic import ppo
 from esper.simic.ppo import MOST_SKIPPED_UPDATES, PPOAgent
 from esper.simic.rollout import Rollout
@@ -321,6 +321,21 @@ def test_an_observation_that_is_not_finite_is_reported_and_not_learned() -> None
         agent.update(rollout)
     assert sum(unchanged(step) for step in steps) == 1
     assert all(p.isfinite().all() for p in policy.parameters())
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_is_wrong_with_several_minibatches_is_all_told(order: tuple[int, int]) -> None:
+    """An empty mask in one minibatch and a wild logit in another: the mask is raised, and the logit named."""
+    policy = small_policy()
+    rollout = random_rollout(policy)
+    agent = PPOAgent(policy, config_of(epochs=1, minibatches=2), 0)
+    zero = torch.zeros(1, dtype=torch.int64)
+    dealt = agent._stream.permutations(zero, zero, 8)[0].view(2, 4)[list(order)]
+    # An observation alone: its minibatch raises something else.
+    rollout.slot_TRSF[1, dealt[0, 0], 0, 0] = NAN
+    rollout.mask_TRHC[1, dealt[1, 0], Head.OP] = False
+    with pytest.raises(InvalidStateMachineError, match=r"no valid choice.*also has a logit that is not finite"):
+        agent.update(rollout)
 
 
 def test_running_features_that_were_not_measured_are_no_features() -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import sys
+from collections.abc import Callable
 
 from pydantic import ValidationError
+
+from esper.leyline.errors import EsperError
 
 BAD_INPUT = 2
 """Exit code where the user can put it right."""
@@ -20,6 +26,50 @@ _OWN_RULE = "Value error, "
 _VALIDATION = re.compile(
     rf"validation errors? for \w+ (?:(?!{_OWN_RULE})(\S+) )?(.*?) \[type=\w+, input_value=(.*?), input_type"
 )
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Run a command and give its exit code: its own, 2 and one line for bad input, 130 for ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A page whose encoding lacks a sign shows a question mark.
+            stream.reconfigure(errors="replace")
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code
+    except EsperError as error:
+        print(f"esper: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        _drop_output()
+        return READER_GONE
+    except OSError as error:
+        _drop_output()
+        print(f"esper: cannot write the output: {error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        print(
+            "esper: not enough memory; take fewer hosts, a smaller batch, shorter episodes or a smaller network",
+            file=sys.stderr,
+        )
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("esper: stopped at once", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere: the interpreter would fail on it once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether that is what happened: torch says so in words of its own for each device."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said
 
 
 def validation_line(error: ValueError) -> str:

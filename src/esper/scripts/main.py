@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import tyro
 from esper.leyline.config import CONFIG, RUN_FOLDER, HeadroomConfig, RunConfig, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.scripts.configs import read_config
-from esper.scripts.errors import BAD_INPUT, INTERRUPTED, READER_GONE, parse_line
+from esper.scripts.errors import exit_code, parse_line
 from esper.scripts.query import Format, query, runs
 
 Commands = dict[str, Callable[..., int]]
@@ -265,48 +264,10 @@ def _group(name: str, commands: dict[str, Callable[..., None]]) -> Callable[...,
     return choose
 
 
-def _drop_output() -> None:
-    """Send what is still buffered nowhere: the interpreter would fail on it once more at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether that is what happened: torch says so in words of its own for each device."""
-    said = str(error)
-    return isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and give its exit code: 0, 2 for bad input, 130 for ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A page whose encoding lacks a sign shows a question mark.
-            stream.reconfigure(errors="replace")
-    try:
-        code = _parse_and_run(list(sys.argv[1:] if arguments is None else arguments))
-        sys.stdout.flush()
-        return code
-    except EsperError as error:
-        print(f"esper: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except BrokenPipeError:
-        _drop_output()
-        return READER_GONE
-    except OSError as error:
-        _drop_output()
-        print(f"esper: cannot write the output: {error.strerror or error}", file=sys.stderr)
-        return BAD_INPUT
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        print(
-            "esper: not enough memory; take fewer hosts, a smaller batch, shorter episodes or a smaller network",
-            file=sys.stderr,
-        )
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("esper: stopped at once", file=sys.stderr)
-        return INTERRUPTED
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return exit_code(lambda: _parse_and_run(given))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,11 @@ import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +25,7 @@ from esper.leyline.config import RUN_FOLDER, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.nissa.store import RunStore
 from esper.nissa.writer import Kept
-from esper.scripts.errors import INTERRUPTED
+from esper.scripts.errors import INTERRUPTED, exit_code, validation_line
 from esper.scripts.running import Interrupt, last_checkpoint, open_store
 from esper.simic.objective import check_gamma
 from esper.simic.run_folder import BEST_POLICY, RunFolder
@@ -118,18 +121,36 @@ def _table(worths: dict[str, Worth], config: TrainConfig) -> Table:
     return table
 
 
-def main() -> int:
-    """Make the short integration run."""
-    parser = argparse.ArgumentParser(prog="python -m esper.scripts.train")
+OPTIONS = {"rounds": "--episodes", "rows": "--n-envs"}
+"""Options of the short integration run, by the setting that they give."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the arguments."""
+        raise EsperError(f"{message}; see {self.prog} --help")
+
+
+def _integration_run(arguments: Sequence[str] | None) -> int:
+    parser = _Parser(prog="python -m esper.scripts.train", description="Make the short integration run.")
     parser.add_argument("learner", choices=["ppo"])
     parser.add_argument("--episodes", type=int, default=2, help="rounds of one episode of every host")
-    parser.add_argument("--n-envs", type=int, default=2, help="hosts that train at once")
-    arguments = parser.parse_args()
-    config = TrainConfig(
-        task="digits-mlp", rounds=arguments.episodes, rows=arguments.n_envs, group_size=arguments.n_envs
-    )
+    parser.add_argument("--n-envs", type=int, default=2, help="hosts that train at once, the twin included")
+    given = parser.parse_args(arguments)
+    try:
+        config = TrainConfig(task="digits-mlp", rounds=given.episodes, rows=given.n_envs, group_size=given.n_envs)
+    except ValidationError as error:
+        setting, _, reason = validation_line(error).partition(": ")
+        raise EsperError(f"{OPTIONS[setting]}: {reason}") from error
     with tempfile.TemporaryDirectory() as folder:
         return train(config, out=Path(folder) / "run", replace=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the short integration run; give its exit code."""
+    return exit_code(lambda: _integration_run(arguments))
 
 
 if __name__ == "__main__":

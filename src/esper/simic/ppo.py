@@ -188,7 +188,7 @@ class PPOAgent:
                 order_N = self._stream.permutations(number, torch.full_like(number, epoch), len(learners_N))[0]
                 for rows in learners_N[order_N].chunk(min(config.minibatches, len(learners_N))):
                     seen = self._step(rollout, rows, advantage_TR[:, rows], target_TR[:, rows], epoch)
-                    flag = flag if seen is None else torch.maximum(flag, seen)
+                    flag = flag if seen is None else flag | seen
         self.updates += 1
         self._observe(rollout)
         learned_TR = rollout.made_TR & rollout.learns_R

@@ -52,17 +52,18 @@ LEAST_LOG_PROB = -87.0
 
 
 def raise_flag(flag: int) -> None:
-    """Raise what a flag that has arrived on the host says.
+    """Raise what a flag that has arrived on the host says; flags of several decisions are joined by `|`.
 
     Raises
     ------
     InvalidStateMachineError
-        Some mask had no valid choice.
+        Some mask had no valid choice, whatever else was wrong.
     EsperError
         Some valid choice had a logit that is not finite.
     """
     if flag & EMPTY_MASK:
-        raise InvalidStateMachineError("masks: a decision has no valid choice; WAIT must always be one")
+        also = "; some valid choice also has a logit that is not finite" if flag & NOT_FINITE else ""
+        raise InvalidStateMachineError(f"masks: a decision has no valid choice; WAIT must always be one{also}")
     if flag & NOT_FINITE:
         raise EsperError(
             "policy: a valid choice has a logit that is not finite; the policy has diverged: "
