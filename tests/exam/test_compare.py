@@ -153,10 +153,27 @@ def test_differences_are_paired_by_start():
     found = differences(scores)
     # Only what there are several of is averaged.
     assert list(found) == [*list(scores)[2:], "mean of 2 policies, greedy"]
-    assert found["policy 0, greedy"]["heuristic"].low == pytest.approx(0.1)
-    assert found["mean of 2 policies, greedy"]["heuristic"].mean == pytest.approx(0.2)
-    assert not found["policy 0, drawing"]["heuristic"].excludes_zero
-    assert found["policy 1, greedy"][NEVER].mean == pytest.approx(5.3)
+    one, all_of_them = found["policy 0, greedy"], found["mean of 2 policies, greedy"]
+    assert one["heuristic"].mean.low == pytest.approx(0.1)
+    assert one["heuristic"].improvement.mean == 1.0
+    assert all_of_them["heuristic"].mean.mean == pytest.approx(0.2)
+    assert not found["policy 0, drawing"]["heuristic"].mean.excludes_zero
+    assert found["policy 1, greedy"][NEVER].mean.mean == pytest.approx(5.3)
+
+
+def test_the_difference_of_all_policies_is_over_training_seeds_too():
+    """The policies differ by 0.2 on every start: starts alone would say that the mean is certain."""
+    scores = {
+        NEVER: score_of(0.0, 0.0, 0.0),
+        "policy 0, greedy": score_of(0.1, 0.1, 0.1),
+        "policy 1, greedy": score_of(0.3, 0.3, 0.3),
+    }
+    found = differences(scores)
+    assert found["policy 1, greedy"][NEVER].mean.over == "3 starts"
+    both = found["mean of 2 policies, greedy"][NEVER].mean
+    assert both.over == "2 training seeds, 3 starts"
+    assert both.low < 0.1
+    assert both.high > 0.3
 
 
 def test_a_grid_has_every_combination_once():

@@ -63,4 +63,4 @@ def test_a_comparison_holds_every_start(tmp_path):
     assert arm["net_nats"] == [1.5, 5.5, 9.5]
     assert (arm["gain_nats"], arm["accuracy"]) == ([2.5, 6.5, 10.5], [3.5, 7.5, 11.5])
     assert arm["net_nats_by_price"] == [5.0, 6.0]
-    assert told["differences"]["policy 0, greedy"]["never"]["mean"] == 5.5
+    assert told["differences"]["policy 0, greedy"]["never"]["mean"]["mean"] == 5.5

@@ -17,7 +17,7 @@ import torch
 
 from esper.exam.grid import EXAM_STARTS, Played, conditions, grid, play
 from esper.exam.headroom import Headroom
-from esper.exam.statistics import Interval, paired
+from esper.exam.statistics import Difference
 from esper.leyline.config import CompareConfig
 from esper.leyline.view import Controller
 from esper.simic.episode import Episode
@@ -192,14 +192,18 @@ def compare(
         yield arm.name, Score(gain - prices_P * cost, gain, accuracy, added)
 
 
-def differences(scores: Mapping[str, Score]) -> dict[str, dict[str, Interval]]:
-    """By how much each policy, and all of them together, are ahead of every other arm on the same starts (nats)."""
+def differences(scores: Mapping[str, Score]) -> dict[str, dict[str, Difference]]:
+    """By how much each policy, and all of them together, are ahead of every other arm on the same starts (nats).
+
+    Policies differ in their training seed, and intervals for all of them are over seeds and starts together.
+    """
     others = {name: score.by_start() for name, score in scores.items() if not name.startswith(POLICY)}
     learned = {name: score.by_start() for name, score in scores.items() if name.startswith(POLICY)}
     for way in WAYS:
         of = [net_K for name, net_K in learned.items() if name.endswith(way)]
         if len(of) > 1:
-            learned[f"mean of {len(of)} policies, {way}"] = np.mean(of, 0)
+            learned[f"mean of {len(of)} policies, {way}"] = np.stack(of)
     return {
-        name: {other: paired(net_K - other_K) for other, other_K in others.items()} for name, net_K in learned.items()
+        name: {other: Difference.of(net - other_K) for other, other_K in others.items()}
+        for name, net in learned.items()
     }

@@ -12,7 +12,7 @@ import numpy as np
 from esper.exam.compare import Score
 from esper.exam.headroom import Headroom
 from esper.exam.schedules import Plan
-from esper.exam.statistics import Interval
+from esper.exam.statistics import Difference
 from esper.leyline.actions import Blueprint
 from esper.leyline.config import Frozen
 from esper.leyline.errors import EsperError
@@ -75,7 +75,7 @@ def load_headroom(folder: Path) -> Headroom:
     return Headroom(plans, table.slot_ids, table.widths, table.conditions, gain, cost)
 
 
-def save_comparison(folder: Path, scores: dict[str, Score], differences: dict[str, dict[str, Interval]]) -> None:
+def save_comparison(folder: Path, scores: dict[str, Score], differences: dict[str, dict[str, Difference]]) -> None:
     """Write what every arm reached, start by start, and the intervals of the differences."""
     arms: dict[str, Any] = {
         name: {
@@ -87,5 +87,5 @@ def save_comparison(folder: Path, scores: dict[str, Score], differences: dict[st
         }
         for name, score in scores.items()
     }
-    told = {arm: {other: asdict(interval) for other, interval in of.items()} for arm, of in differences.items()}
+    told = {arm: {other: asdict(difference) for other, difference in of.items()} for arm, of in differences.items()}
     write_atomic(folder / COMPARISON, json.dumps({"arms": arms, "differences": told}, indent=1).encode())

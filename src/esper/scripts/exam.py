@@ -14,7 +14,7 @@ from rich.table import Table
 from esper.exam.compare import CONTROLS, POLICY, Score, arms, compare, differences
 from esper.exam.headroom import Headroom, measure, price_lines
 from esper.exam.saved import load_headroom, save_comparison, save_headroom
-from esper.exam.statistics import Interval, paired
+from esper.exam.statistics import Difference, paired
 from esper.leyline.config import CONFIG, RUN_FOLDER, CompareConfig, HeadroomConfig, PopulationConfig, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.nissa.store import RunStore
@@ -198,13 +198,14 @@ def _show_scores(console: Console, scores: dict[str, Score], config: CompareConf
     console.print(prices)
 
 
-def _show_differences(console: Console, found: dict[str, dict[str, Interval]]) -> None:
-    table = _table(
-        "Policy less the other arm, same starts (nats, 95 % interval over starts)", "policy", "against", "by"
-    )
+def _show_differences(console: Console, found: dict[str, dict[str, Difference]]) -> None:
+    columns = "policy", "against", "mean", "interquartile mean", "ahead in", "interval over"
+    table = _table("Policy less the other arm on the same starts (nats, 95 % intervals)", *columns)
     for name, of in found.items():
-        for number, (other, interval) in enumerate(of.items()):
-            table.add_row("" if number else name, other, interval.text(), end_section=number + 1 == len(of))
+        for number, (other, by) in enumerate(of.items()):
+            ahead = f"{by.improvement.mean:.0%}"
+            told = by.mean.text(), by.middle.text(), ahead, by.mean.over
+            table.add_row("" if number else name, other, *told, end_section=number + 1 == len(of))
     console.print(table)
 
 
