@@ -16,7 +16,7 @@ import torch
 from common import report
 
 from esper.leyline.actions import HEAD_COUNT
-from esper.leyline.config import PolicyConfig, RunConfig, TrainingConfig
+from esper.leyline.config import PolicyConfig, PPOConfig, RunConfig, TrainingConfig
 from esper.leyline.stages import Stage
 from esper.leyline.view import PopulationView
 from esper.simic.episode import Episode
@@ -149,7 +149,7 @@ def main() -> None:
     logits_RHC = torch.randn(mask_RHC.shape)
 
     def distribution() -> None:
-        choices = MaskedCategorical(logits_RHC, mask_RHC, uniform_share=PolicyConfig().uniform_share)
+        choices = MaskedCategorical(logits_RHC, mask_RHC, uniform_share=PPOConfig().uniform_share)
         choices.log_prob(choices.sample(uniform_RH))
         choices.entropy()
 

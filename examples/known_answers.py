@@ -215,8 +215,8 @@ def learn(name: str, seed: int, tell: Callable[[int, float, float], None] | None
     agent = PPOAgent(policy, config, seed)
     rollout = Rollout(problem.horizon, problem.rows, problem.slots)
     for number in range(problem.rounds):
-        agent.set_progress(number / problem.rounds)
-        collect(problem, policy, rollout, seed, number)
+        agent.set_progress(number / (problem.rounds - 1))
+        collect(problem, policy, rollout, seed, number, uniform_share=agent.uniform_share)
         report = agent.update(rollout)
         if tell is not None:
             tell(number, float(rollout.reward_TR.sum(0).mean()) / problem.optimum, report.kl_nats)

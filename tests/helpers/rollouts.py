@@ -73,15 +73,18 @@ def fill(
     lengths: list[int] | None = None,
     reward: Reward | None = None,
     forced: float = 0.2,
+    uniform_share: float = 0.0,
 ) -> Rollout:
     """Play a round; row r makes `lengths[r]` decisions, by default all. Rewards are random unless told."""
     _, rows, slots, _ = rollout.slot_TRSF.shape
     length_R = torch.full((rows,), rollout.decisions) if lengths is None else torch.tensor(lengths)
     hidden, generator = policy.initial_hidden(rows), seeded(seed)
+    rollout.uniform_share = uniform_share
     for t in range(rollout.decisions):
         observation = random_observation(rows, slots, 1000 * seed + t)
         masks = random_masks(rows, slots, 1000 * seed + t, forced)
-        made = policy.get_action(observation, masks, hidden, torch.rand(rows, HEAD_COUNT, generator=generator))
+        uniform_RH = torch.rand(rows, HEAD_COUNT, generator=generator)
+        made = policy.get_action(observation, masks, hidden, uniform_RH, uniform_share=uniform_share)
         hidden = made.hidden
         rollout.store(t, observation, made, t < length_R)
         rollout.pay(t, torch.randn(rows, generator=generator) if reward is None else reward(made))

@@ -336,7 +336,7 @@ def test_hooks_are_there_during_the_passes_alone(monkeypatch: pytest.MonkeyPatch
     rollout = random_rollout(policy)
     agent, during, whole = agent_of(policy, epochs=1, minibatches=2), [], policy.evaluate_actions
 
-    def evaluate(*args):
+    def evaluate(*args, **how):
         during.append(hooks(policy))
         return whole(*args)
 

@@ -44,6 +44,20 @@ def test_it_acts_on_every_task(saved, task):
         assert not (~step.accepted_R & ~np.isin(step.action_RH[:, 0], (Op.ADVANCE, Op.FOSSILIZE))).any()
 
 
+def test_a_policy_that_is_certain_does_not_explore(tmp_path):
+    """1,500 decisions: with a share of 2 % some thirty would be something else."""
+    policy = FactoredRecurrentActorCritic(PolicyConfig(width=16, hidden=16))
+    policy.initialise(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for layer in (policy.op_head, policy.slot_query, policy.rest_head):
+            layer.weight *= 1e6
+    save_policy(policy, tmp_path)
+    sampled, greedy = (recording(tmp_path, "digits-mlp", range(128), kind).steps for kind in ("policy", "greedy"))
+    for one, other in zip(sampled, greedy, strict=True):
+        assert np.array_equal(one.action_RH, other.action_RH)
+    assert any((step.action_RH[:, 0] != Op.WAIT).any() for step in sampled)
+
+
 @pytest.mark.parametrize("slots", [1, 6])
 def test_it_acts_on_another_number_of_slots(saved, slots):
     task = task_of("digits-mlp", examples=40)

@@ -37,7 +37,10 @@ def differ(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def everything(policy: Policy, rollout: Rollout):
     every = torch.arange(rollout.made_TR.shape[1])
-    return policy.evaluate_actions(rollout.observation(every), rollout.action_TRH, rollout.mask_TRHC)
+    share = rollout.uniform_share
+    return policy.evaluate_actions(
+        rollout.observation(every), rollout.action_TRH, rollout.mask_TRHC, uniform_share=share
+    )
 
 
 def watched(agent: PPOAgent) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
@@ -66,8 +69,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, policy: Policy, calls: set[int], wild
     """Values that are not finite in some calls of `evaluate_actions`; collects what each looks at."""
     whole, seen = policy.evaluate_actions, []
 
-    def evaluate(observation, *args):
-        told = whole(observation, *args)
+    def evaluate(observation, *args, **how):
+        told = whole(observation, *args, **how)
         if len(seen) in calls:
             told.value_TR.data.fill_(wild)
         seen.append(observation.slot_RSF)
@@ -80,12 +83,13 @@ def spoil(monkeypatch: pytest.MonkeyPatch, policy: Policy, calls: set[int], wild
 # --- Where it begins ---
 
 
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5])
 @pytest.mark.parametrize("ratio", ["joint", "per-head"])
-def test_before_the_first_step_the_ratio_is_1(ratio: str) -> None:
+def test_before_the_first_step_the_ratio_is_1(ratio: str, share: float) -> None:
     policy = small_policy()
     # Statistics of an earlier round; those of this one come only after the update.
     policy.statistics.update(torch.randn(30, KNOWN, generator=seeded(1)) * 3 + 1)
-    rollout = random_rollout(policy, lengths=LENGTHS)
+    rollout = random_rollout(policy, lengths=LENGTHS, uniform_share=share)
     told = everything(policy, rollout)
     torch.testing.assert_close(told.log_prob_TRH.detach(), rollout.log_prob_TRH, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(told.value_TR.detach(), rollout.value_TR, rtol=1e-5, atol=1e-5)

@@ -60,6 +60,15 @@ def test_progress_moves_the_rate_linearly() -> None:
     assert rates == pytest.approx([2e-3, 1.25e-3, 0.5e-3, 2e-3])
 
 
+def test_exploration_falls_to_nothing() -> None:
+    agent = PPOAgent(small_policy(), PPOConfig(uniform_share=0.1), 0)
+    shares = [agent.uniform_share]
+    for share in (0.0, 0.5, 1.0):
+        agent.set_progress(share)
+        shares.append(agent.uniform_share)
+    assert shares == pytest.approx([0.1, 0.1, 0.05, 0.0])
+
+
 def test_the_rate_is_what_a_step_is_as_long_as() -> None:
     """Adam's first step is as long as the rate, wherever there is a gradient."""
     for share, rate in ((0.0, 1e-3), (1.0, 1e-4)):
@@ -97,7 +106,7 @@ def test_in_half_precision_the_arithmetic_of_the_distribution_stays_float32(
     policy, seen = small_policy(), []
     whole = policy.evaluate_actions
 
-    def evaluate(*args):
+    def evaluate(*args, **how):
         told = whole(*args)
         told_of = told.log_prob_TRH, told.entropy_TRH, told.freedom_TRH, told.value_TR
         seen.append([tensor.dtype for tensor in told_of])
@@ -137,7 +146,7 @@ def dealt(monkeypatch: pytest.MonkeyPatch, seed: int, updates: int = 2) -> tuple
     rollout.slot_TRSF[0, :, 0, 0] = torch.arange(9.0)
     whole = policy.evaluate_actions
 
-    def evaluate(observation, *args):
+    def evaluate(observation, *args, **how):
         hands.append(observation.slot_RSF[0, :, 0, 0].int().tolist())
         return whole(observation, *args)
 

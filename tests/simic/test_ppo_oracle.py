@@ -38,7 +38,10 @@ def stale(seed: int = 0, by: float = 0.05, **how: object) -> tuple[Policy, Rollo
 def evaluated(policy: Policy, rollout: Rollout) -> Evaluation:
     """What the policy says of the whole round now."""
     every = torch.arange(rollout.made_TR.shape[1])
-    return policy.evaluate_actions(rollout.observation(every), rollout.action_TRH, rollout.mask_TRHC)
+    share = rollout.uniform_share
+    return policy.evaluate_actions(
+        rollout.observation(every), rollout.action_TRH, rollout.mask_TRHC, uniform_share=share
+    )
 
 
 def judged(policy: Policy, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,7 +184,7 @@ def distance_to_a_new_policy(policy: Policy, rollout: Rollout) -> Tensor:
     policy.evaluate_actions(rollout.observation(every), rollout.action_TRH, rollout.mask_TRHC)
     kept.remove()
     prior_O = torch.tensor([OP_PRIOR.get(op, 0.0) for op in Op])
-    share = policy.config.uniform_share
+    share = rollout.uniform_share
     now_TRO = seen[0].double().masked_fill(~mask_TRO, -torch.inf).softmax(-1)
     uniform_TRO = mask_TRO / mask_TRO.sum(-1, keepdim=True)
     now_TRO = torch.where(mask_TRO.sum(-1, keepdim=True) > 1, (1 - share) * now_TRO + share * uniform_TRO, now_TRO)
@@ -193,7 +196,7 @@ def distance_to_a_new_policy(policy: Policy, rollout: Rollout) -> Tensor:
 
 
 def test_a_new_policy_is_as_free_in_its_operation_as_can_be() -> None:
-    policy = small_policy(uniform_share=0.0)
+    policy = small_policy()
     rollout = random_rollout(policy)
     gradients = gradients_of(policy, evaluated(policy, rollout).freedom_TRH[..., Head.OP].sum())
     entropies = gradients_of(policy, evaluated(policy, rollout).entropy_TRH[..., Head.OP].sum())
@@ -203,7 +206,7 @@ def test_a_new_policy_is_as_free_in_its_operation_as_can_be() -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_the_whole_loss_is_the_sum_of_its_parts(seed: int) -> None:
-    policy, rollout = stale(seed)
+    policy, rollout = stale(seed, uniform_share=0.1)
     config = config_of(value_weight=0.7, entropy_weight=0.3, clip=0.1)
     target = plain_advantages(rollout, 0.99, 0.97) + rollout.value_TR.double()
     deviation = target[rollout.made_TR].std(correction=0)

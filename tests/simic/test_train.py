@@ -13,6 +13,7 @@ from esper.nissa.writer import Kept
 from esper.simic.recorder import run_columns
 from esper.simic.run_folder import BEST_POLICY
 from esper.simic.train import FINAL_STARTS, PolicyTraining
+from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.saved import load_policy, read_policy
 from esper.tolaria.checkpoints import Checkpoints
 from esper.tolaria.evaluation import evaluate
@@ -119,6 +120,23 @@ def contents(folder):
         rows = {table: [dict(row) for row in db.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3")] for table in tables}
     clocks = ("_s", "_unix_s")
     return {t: [{k: v for k, v in row.items() if not k.endswith(clocks)} for row in of] for t, of in rows.items()}
+
+
+def test_only_what_is_learned_from_explores_and_less_and_less(tmp_path, monkeypatch):
+    whole, seen = FactoredRecurrentActorCritic.get_action, []
+
+    def watched(policy, observation, masks, hidden, uniform_RH, *, greedy, uniform_share):
+        seen.append((greedy, uniform_share))
+        return whole(policy, observation, masks, hidden, uniform_RH, greedy=greedy, uniform_share=uniform_share)
+
+    monkeypatch.setattr(FactoredRecurrentActorCritic, "get_action", watched)
+    _, training, _ = train(tmp_path, configured(ppo={"uniform_share": 0.1}))
+    training.judge(training.policy, greedy=False)
+    horizon = training.config.training.horizon
+    assert all(len(set(seen[at : at + horizon])) == 1 for at in range(0, len(seen), horizon))
+    # Three rounds, two selections among them, the judgement, greedy and sampled.
+    expected = [(False, 0.1), (False, 0.05), (True, 0.0), (False, 0.0), (True, 0.0), (True, 0.0), (False, 0.0)]
+    assert seen[::horizon] == [(greedy, pytest.approx(share)) for greedy, share in expected]
 
 
 @pytest.mark.parametrize("made", [1, 2])

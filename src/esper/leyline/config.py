@@ -158,7 +158,7 @@ class TrainingConfig(Frozen):
 
 
 class PolicyConfig(Frozen):
-    """Size of the policy network, and how it explores."""
+    """Size of the policy network."""
 
     width: Annotated[int, Field(ge=4, le=1024, multiple_of=4)] = 48
     """Width of a token."""
@@ -168,8 +168,6 @@ class PolicyConfig(Frozen):
     """Encoder layers."""
     hidden: Annotated[int, Field(ge=1, le=4096)] = 96
     """Width of the memory over decisions."""
-    uniform_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Share of a uniform choice over what is valid, mixed into every head when it is sampled and when it is scored."""
 
 
 class ContextConfig(Frozen):
@@ -240,6 +238,9 @@ class PPOConfig(Frozen):
     over heads that had a choice, less the distance of the operation from what a new policy would do."""
     entropy_final_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of that weight in the last round, reached linearly: first look at everything, then decide."""
+    uniform_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of a uniform choice over what is valid, mixed into every head while the first round is collected; falls
+    linearly to 0 in the last round. A policy that is evaluated or used never has it."""
     value_weight: NonNegative = 0.5
     """Weight of the squared error of the critic, in standard deviations."""
     policy_clip_norm: Rate = 0.5

@@ -25,6 +25,7 @@ def collect(
     number: int,
     *,
     greedy: bool = False,
+    uniform_share: float = 0.0,
     each: Callable[[int, Payment], None] | None = None,
 ) -> Rollout:
     """Fill a rollout with one episode of every row.
@@ -36,12 +37,15 @@ def collect(
     seed, number
         Of the run and of the round: with row, decision and head they decide every draw.
     greedy
-        Take the most likely choices instead of drawing.
+        Take the most likely choices instead of sampling.
+    uniform_share
+        Share of a uniform choice in every head: for experience that is learned from, and nothing else.
     each
         Told of every decision and what it brought.
     """
     situation = environment.reset(number)
     rollout.group_R.copy_(environment.contexts.group_R)
+    rollout.uniform_share = uniform_share
     device = rollout.value_TR.device
     hidden = policy.initial_hidden(environment.rows)
     stream = Stream(seed, "policy sampling")
@@ -50,7 +54,9 @@ def collect(
     for decision in range(environment.horizon):
         moment_R = torch.full_like(row_R, number * environment.horizon + decision)
         uniform_RH = stream.uniform(row_R, moment_R, HEAD_COUNT, torch.float32)
-        made = policy.get_action(situation.observation, situation.masks, hidden, uniform_RH, greedy=greedy)
+        made = policy.get_action(
+            situation.observation, situation.masks, hidden, uniform_RH, greedy=greedy, uniform_share=uniform_share
+        )
         hidden = made.hidden
         rollout.store(decision, situation.observation, made, running_R)
         payment = environment.step(made.action_RH, Scores(made.log_prob_RH, made.value_R), made.flag)

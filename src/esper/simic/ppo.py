@@ -101,6 +101,11 @@ class PPOAgent:
         How to learn.
     seed
         Of the run: decides how hosts are dealt into minibatches.
+
+    Attributes
+    ----------
+    uniform_share
+        Share of a uniform choice with which the next round is to be collected.
     """
 
     def __init__(self, policy: FactoredRecurrentActorCritic, config: PPOConfig, seed: int) -> None:
@@ -124,13 +129,15 @@ class PPOAgent:
         self._used_OH = _USED_OH.to(device)
         self._stopped = torch.zeros((), dtype=torch.bool, device=device)
         self._entropy_weight = config.entropy_weight
+        self.uniform_share = config.uniform_share
         self.updates = 0
         self._skipped_in_a_row = 0
 
     def set_progress(self, share: float) -> None:
-        """Set learning rate and weight of the entropy for a point of the run between 0, its start, and 1, its end."""
+        """Set learning rate, entropy weight and exploration for a round between 0, the first, and 1, the last."""
         config = self.config
         self._entropy_weight = config.entropy_weight * (1 + share * (config.entropy_final_share - 1))
+        self.uniform_share = config.uniform_share * (1 - share)
         for group in self.optimizer.param_groups:
             group["lr"] = config.policy_rate * (1 + share * (config.policy_final_share - 1))
 
@@ -249,7 +256,9 @@ class PPOAgent:
         """Judge one minibatch, and take a step unless that goes too far or is not finite; give the policy's flag."""
         config = self.config
         mask_TRHC, made_TR = rollout.mask_TRHC[:, rows], rollout.made_TR[:, rows]
-        judged = self.policy.evaluate_actions(rollout.observation(rows), rollout.action_TRH[:, rows], mask_TRHC)
+        judged = self.policy.evaluate_actions(
+            rollout.observation(rows), rollout.action_TRH[:, rows], mask_TRHC, uniform_share=rollout.uniform_share
+        )
         choice_TRH = (mask_TRHC.sum(-1) > 1) & made_TR[..., None]
         free_TR = choice_TRH.any(-1)
         log_ratio_TRH = (judged.log_prob_TRH - rollout.log_prob_TRH[:, rows]).masked_fill(~choice_TRH, 0.0)

@@ -43,6 +43,8 @@ class Rollout:
         Int64: rows that are learned from; a twin is not.
     learns_R
         The same as a mask.
+    uniform_share
+        Share of a uniform choice with which the actions were sampled, and are to be scored.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Rollout:
         self.group_R = torch.zeros_like(every_R) if group_R is None else group_R.to(device)
         self.learners_N = every_R if learners_N is None else learners_N.to(device)
         self.learns_R = torch.isin(every_R, self.learners_N)
+        self.uniform_share = 0.0
 
     def store(self, decision: int, observation: Observation, made: Decision, running_R: Tensor) -> None:
         """Copy one decision in, before its reward is known."""

@@ -125,10 +125,11 @@ class PolicyTraining:
             if stopped():
                 return
             start = time.perf_counter()
-            self.agent.set_progress(number / config.rounds)
+            self.agent.set_progress(number / max(1, config.rounds - 1))
             warm = config.price_warmup * config.rounds
             self.environment.set_price_share(min(1.0, number / warm) if warm else 1.0)
-            recorders = self._episodes("train", number, self.policy, greedy=False)
+            share = self.agent.uniform_share
+            recorders = self._episodes("train", number, self.policy, greedy=False, uniform_share=share)
             self.environment.set_price_share(1.0)
             worth = self._worth(self.environment.balance(lambda data: data.reward_validation))
             begun = time.perf_counter()
@@ -186,7 +187,13 @@ class PolicyTraining:
         return worth
 
     def _episodes(
-        self, purpose: str, number: int, policy: FactoredRecurrentActorCritic, *, greedy: bool
+        self,
+        purpose: str,
+        number: int,
+        policy: FactoredRecurrentActorCritic,
+        *,
+        greedy: bool,
+        uniform_share: float = 0.0,
     ) -> list[RoundRecorder]:
         """Make one episode of every row into the rollout, and record it, each population as a round of its own."""
         environment, store = self.environment, self._store
@@ -204,7 +211,16 @@ class PolicyTraining:
             for recorder, step in zip(recorders, payment.steps, strict=bool(payment.steps)):
                 recorder.decision(step)
 
-        collect(environment, policy, self._rollout, self.config.seed, number, greedy=greedy, each=each)
+        collect(
+            environment,
+            policy,
+            self._rollout,
+            self.config.seed,
+            number,
+            greedy=greedy,
+            uniform_share=uniform_share,
+            each=each,
+        )
         for recorder, part in zip(recorders, environment.parts, strict=bool(recorders)):
             recorder.decision(part.episode.step())
         self._recorded += len(environment.parts)

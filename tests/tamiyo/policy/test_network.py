@@ -93,7 +93,7 @@ def allowed_actions(masks: ActionMasks, op: Tensor, slot: Tensor, seed: int = 0)
     return action_RH[None], mask_RHC[None]
 
 
-def play(policy: Policy, steps: int, rows: int, slots: int, seed: int, **how: bool) -> tuple[Observation, Decision]:
+def play(policy: Policy, steps: int, rows: int, slots: int, seed: int, **how: float) -> tuple[Observation, Decision]:
     """Decide `steps` times, memory carried on, masks of their own at each: what was seen and decided, stacked."""
     observation = random_observation(steps, rows, slots=slots, seed=seed)
     hidden, decisions = policy.initial_hidden(rows), []
@@ -106,8 +106,8 @@ def play(policy: Policy, steps: int, rows: int, slots: int, seed: int, **how: bo
     return observation, Decision(**stacked, hidden=hidden)
 
 
-def score(policy: Policy, observation: Observation, played: Decision) -> Evaluation:
-    return policy.evaluate_actions(observation, played.action_RH, played.mask_RHC)
+def score(policy: Policy, observation: Observation, played: Decision, **how: float) -> Evaluation:
+    return policy.evaluate_actions(observation, played.action_RH, played.mask_RHC, **how)
 
 
 def gradients(policy: Policy, loss: Tensor) -> dict[str, Tensor]:
@@ -180,14 +180,37 @@ def test_slots_in_another_order_have_the_same_probabilities_in_that_order(slots:
 @pytest.mark.parametrize("slots", SLOT_COUNTS)
 @pytest.mark.parametrize("share", [0.0, 0.02])
 def test_deciding_and_evaluating_give_the_same_numbers(share: float, slots: int, greedy: bool, training: bool) -> None:
-    policy = lively_policy(slots, uniform_share=share).train(training)
-    observation, played = play(policy, 8, 6, slots, seed=20 + slots, greedy=greedy)
+    policy = lively_policy(slots).train(training)
+    observation, played = play(policy, 8, 6, slots, seed=20 + slots, greedy=greedy, uniform_share=share)
     assert observation.run_RF.isnan().any()
-    told = score(policy, observation, played)
+    told = score(policy, observation, played, uniform_share=share)
     acted = (played.log_prob_RH, played.entropy_RH, played.value_R)
     for decided, evaluated in zip(acted, (told.log_prob_TRH, told.entropy_TRH, told.value_TR), strict=True):
         assert (decided.requires_grad, evaluated.requires_grad) == (False, True)
         torch.testing.assert_close(decided, evaluated.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_every_head_explores_as_much_as_it_is_told_to_and_by_default_not_at_all(share: float) -> None:
+    """Of a policy that is certain of everything, the operation and the slot too, on which the others depend."""
+    policy, slots, rows = lively_policy(), 4, 20_000
+    with torch.no_grad():
+        for layer in (policy.op_head, policy.slot_query, policy.rest_head):
+            layer.weight *= 1e4
+    seen = random_observation(1, 1, slots=slots)
+    observation = Observation(seen.slot_RSF[0].expand(rows, -1, -1), seen.run_RF[0].expand(rows, -1))
+    acting = observation, open_masks(rows, slots), policy.initial_hidden(rows), uniforms(rows)
+    certain = policy.get_action(*acting)
+    assert torch.equal(certain.action_RH, policy.get_action(*acting, greedy=True).action_RH)
+    explored = policy.get_action(*acting, uniform_share=share)
+    for head in (Head.OP, Head.SLOT):
+        same_R = torch.ones(rows, dtype=torch.bool)
+        if head is Head.SLOT:
+            same_R = explored.action_RH[:, Head.OP] == certain.action_RH[:, Head.OP]
+        several = int(certain.mask_RHC[0, head].sum())
+        other = float((explored.action_RH != certain.action_RH)[same_R, head].double().mean())
+        expected = share * (several - 1) / several
+        assert abs(other - expected) < 5 * (expected / rows) ** 0.5
 
 
 @pytest.mark.parametrize("op", Op)
@@ -273,7 +296,8 @@ def test_the_first_memory_is_zero_and_learning_goes_back_to_it() -> None:
         assert torch.equal(state, torch.zeros(1, 5, SMALL["hidden"]))
         assert not state.requires_grad
     assert "evaluate_actions" in (policy.initial_hidden.__doc__ or "")
-    assert list(inspect.signature(policy.evaluate_actions).parameters) == ["observation", "action_TRH", "mask_TRHC"]
+    given = ["observation", "action_TRH", "mask_TRHC", "uniform_share"]
+    assert list(inspect.signature(policy.evaluate_actions).parameters) == given
     observation, played = play(policy, 5, 8, 3, seed=6)
     memory = {f"memory.{name}" for name, _ in policy.memory.named_parameters()}
     for name in ("log_prob_TRH", "entropy_TRH", "value_TR"):

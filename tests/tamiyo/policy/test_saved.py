@@ -12,7 +12,7 @@ from esper.tamiyo.policy import saved
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.saved import DESCRIPTION, WEIGHTS, load_policy, save_policy
 
-SMALL = PolicyConfig(width=8, attention_heads=2, hidden=12, uniform_share=0.1)
+SMALL = PolicyConfig(width=8, attention_heads=2, hidden=12)
 
 
 def new_policy(config: PolicyConfig = SMALL, seed: int = 0) -> FactoredRecurrentActorCritic:
@@ -77,10 +77,10 @@ def test_a_damaged_description(folder, content):
 @pytest.mark.parametrize("content", ["[]", "3", "{}"])
 def test_another_programs_description(folder, content):
     (folder / DESCRIPTION).write_text(content)
-    assert "its format is not that of this version (None instead of 2)" in refusal(folder)
+    assert "its format is not that of this version (None instead of 3)" in refusal(folder)
 
 
-@pytest.mark.parametrize("change", [{"uniform_share": 0.2}, {"attention_heads": 4}, {}])
+@pytest.mark.parametrize("change", [{"layers": 2}, {"attention_heads": 4}, {}])
 def test_a_description_that_was_changed(folder, change):
     """The same weights would make another policy of it, or the same one by luck."""
     description = json.loads((folder / DESCRIPTION).read_text())
@@ -124,7 +124,7 @@ def test_weights_of_another_policy(folder, tmp_path):
 
 def test_another_version(folder):
     rewrite(folder, format=1)
-    assert "its format is not that of this version (1 instead of 2)" in refusal(folder)
+    assert "its format is not that of this version (1 instead of 3)" in refusal(folder)
 
 
 def test_a_policy_that_sees_something_else(folder):

@@ -96,7 +96,7 @@ class FactoredRecurrentActorCritic(nn.Module):
     Parameters
     ----------
     config
-        Sizes and exploration.
+        Sizes.
     """
 
     prior_O: Tensor
@@ -171,7 +171,14 @@ class FactoredRecurrentActorCritic(nn.Module):
 
     @torch.no_grad()
     def get_action(
-        self, observation: Observation, masks: ActionMasks, hidden: Hidden, uniform_RH: Tensor, *, greedy: bool = False
+        self,
+        observation: Observation,
+        masks: ActionMasks,
+        hidden: Hidden,
+        uniform_RH: Tensor,
+        *,
+        greedy: bool = False,
+        uniform_share: float = 0.0,
     ) -> Decision:
         """Decide once for all rows.
 
@@ -186,19 +193,21 @@ class FactoredRecurrentActorCritic(nn.Module):
         uniform_RH
             In [0, 1): one number for each head.
         greedy
-            Take the most likely choice of each head instead of drawing; the numbers are not used.
+            Take the most likely choice of each head instead of sampling; the numbers are not used.
+        uniform_share
+            Share of a uniform choice in every head (see `MaskedCategorical`), for exploring.
         """
         tokens, memory, hidden = self._remember(
             observation.slot_RSF[None], observation.run_RF[None], hidden, masks.op_RO.shape[0]
         )
         tokens, memory = tokens[0], memory[0]
         op_logits = self.op_head(memory)
-        op_R = self._draw(op_logits, masks.op_RO, uniform_RH[:, Head.OP], greedy)
+        op_R = self._draw(op_logits, masks.op_RO, uniform_RH[:, Head.OP], greedy, uniform_share)
         slot_logits = self._slot_logits(memory, tokens, op_R)
-        slot_R = self._draw(slot_logits, masks.slot_given(op_R), uniform_RH[:, Head.SLOT], greedy)
+        slot_R = self._draw(slot_logits, masks.slot_given(op_R), uniform_RH[:, Head.SLOT], greedy, uniform_share)
         mask_RHC = masks.chosen(op_R, slot_R)
         logits_RHC = self._all_logits(op_logits, slot_logits, memory, tokens, op_R, slot_R)
-        choices = self._distribution(logits_RHC, mask_RHC)
+        choices = self._distribution(logits_RHC, mask_RHC, uniform_share)
         action_RH = choices.mode() if greedy else choices.sample(uniform_RH)
         action_RH[:, Head.OP], action_RH[:, Head.SLOT] = op_R, slot_R
         value_R = self.value_head(memory)
@@ -206,7 +215,9 @@ class FactoredRecurrentActorCritic(nn.Module):
             action_RH, mask_RHC, choices.log_prob(action_RH), choices.entropy(), value_R, hidden, choices.flag
         )
 
-    def evaluate_actions(self, observation: Observation, action_TRH: Tensor, mask_TRHC: Tensor) -> Evaluation:
+    def evaluate_actions(
+        self, observation: Observation, action_TRH: Tensor, mask_TRHC: Tensor, *, uniform_share: float = 0.0
+    ) -> Evaluation:
         """Score recorded actions of whole episodes, from their first decision, under the present weights.
 
         Parameters
@@ -215,13 +226,15 @@ class FactoredRecurrentActorCritic(nn.Module):
             [T, R, ...] of every decision.
         action_TRH, mask_TRHC
             As `get_action` gave them.
+        uniform_share
+            With which they were sampled.
         """
         rows = action_TRH.shape[1]
         tokens, memory, _ = self._remember(observation.slot_RSF, observation.run_RF, self.initial_hidden(rows), rows)
         op_TR, slot_TR = action_TRH[..., Head.OP], action_TRH[..., Head.SLOT]
         slot_logits = self._slot_logits(memory, tokens, op_TR)
         logits = self._all_logits(self.op_head(memory), slot_logits, memory, tokens, op_TR, slot_TR)
-        choices = self._distribution(logits, mask_TRHC)
+        choices = self._distribution(logits, mask_TRHC, uniform_share)
         value_TR = self.value_head(memory)
         entropy_TRH = choices.entropy()
         # Only the operation has a prior: the other heads are pulled to uniform choices, which is what they start from.
@@ -231,12 +244,12 @@ class FactoredRecurrentActorCritic(nn.Module):
         freedom_TRH[..., Head.OP] += (op_TRC * self.prior_O).sum(-1) / ways_TR
         return Evaluation(choices.log_prob(action_TRH), entropy_TRH, freedom_TRH, value_TR, choices.flag)
 
-    def _distribution(self, logits: Tensor, mask: Tensor) -> MaskedCategorical:
-        return MaskedCategorical(logits, mask, uniform_share=self.config.uniform_share, validation=self.validation)
+    def _distribution(self, logits: Tensor, mask: Tensor, uniform_share: float) -> MaskedCategorical:
+        return MaskedCategorical(logits, mask, uniform_share=uniform_share, validation=self.validation)
 
-    def _draw(self, logits: Tensor, mask: Tensor, uniform: Tensor, greedy: bool) -> Tensor:
+    def _draw(self, logits: Tensor, mask: Tensor, uniform: Tensor, greedy: bool, uniform_share: float) -> Tensor:
         """Draw a choice that later heads depend on; it is validated and scored with all heads together."""
-        choices = MaskedCategorical(logits, mask, uniform_share=self.config.uniform_share, validation=Validation.OFF)
+        choices = MaskedCategorical(logits, mask, uniform_share=uniform_share, validation=Validation.OFF)
         return choices.mode() if greedy else choices.sample(uniform)
 
     def _remember(self, slot: Tensor, run: Tensor, hidden: Hidden, rows: int) -> tuple[Tensor, Tensor, Hidden]:

@@ -20,7 +20,7 @@ from esper.tamiyo.policy.features import RUN_FEATURES, SLOT_FEATURES
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 
 WEIGHTS, DESCRIPTION = "policy.safetensors", "policy.json"
-FORMAT = 2
+FORMAT = 3
 """Grows when a file of the former kind could no longer be read."""
 
 
