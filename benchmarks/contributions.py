@@ -17,6 +17,7 @@ from population import HOSTS
 
 from esper.kasmina.hosts import Host
 from esper.kasmina.population import Population
+from esper.kasmina.rows.core import Statistics
 from esper.leyline.actions import Blueprint
 from esper.leyline.config import GrowthConfig, HostConfig
 from esper.tolaria.batches import shared
@@ -65,7 +66,7 @@ def main() -> None:
                 for start in range(0, len(split.y), CHUNK):
                     x = shared(split.x[start : start + CHUNK], population.rows, population.lane_axis)
                     y = split.y[start : start + CHUNK].expand(population.rows, -1)
-                    logits, _ = population.forward(x, steps, training=False)
+                    logits, _ = population.forward(x, steps, statistics=Statistics.RUNNING)
                     losses.append(example_losses(logits, y))
                 means.append(torch.cat(losses, 1).mean(1))
             return means

@@ -17,6 +17,7 @@ from esper.kasmina.export import export_row
 from esper.kasmina.hosts import Host
 from esper.kasmina.optim import RowOptimizer
 from esper.kasmina.population import Population
+from esper.kasmina.rows.core import Statistics
 from esper.leyline.actions import Blueprint, SiteKind
 from esper.leyline.config import GrowthConfig, HostConfig, OptimizerConfig
 from esper.tolaria.machine import tune_process
@@ -54,7 +55,7 @@ def make_population(host: HostConfig, example: tuple[int, ...], rows: int, *, fi
 
 def population_update(population: Population, x: Tensor, y: Tensor) -> None:
     """One update as the trainer makes it."""
-    logits, _ = population.forward(x, population.training_pass, training=True)
+    logits, _ = population.forward(x, population.training_pass, statistics=Statistics.UPDATED)
     loss = example_losses(logits, y).mean(1).sum()
     banks, active = zip(*population.learning(), strict=True)
     grads = torch.autograd.grad(loss, [bank.theta for bank in banks])

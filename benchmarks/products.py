@@ -14,6 +14,7 @@ from common import alternate, report
 from torch import Tensor
 
 from esper.kasmina.rows.convolution import DENSE_LARGEST, RowConv2d
+from esper.kasmina.rows.core import Statistics
 from esper.tolaria.machine import tune_process
 
 LAYERS = (
@@ -43,7 +44,7 @@ def main() -> None:
         grad = torch.randn(args.batch, lanes * outs, extent, extent)
 
         def row_layer(layer=layer, x=x, weight=weight) -> Tensor:
-            return layer.forward(x, (weight,), (), training=True)
+            return layer.forward(x, (weight,), (), statistics=Statistics.UPDATED)
 
         def grouped(x=x, weight=weight, kernel=kernel, groups=groups * lanes) -> Tensor:
             return F.conv2d(x, weight.flatten(0, 1), padding=kernel // 2, groups=groups)

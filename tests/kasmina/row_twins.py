@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.export import layer_state
 from esper.kasmina.plain import build
-from esper.kasmina.rows.core import RowLayer
+from esper.kasmina.rows.core import RowLayer, Statistics
 from esper.leyline.streams import Stream
 
 BATCH = 5
@@ -108,7 +108,9 @@ def same_as_twins(
         if x.is_floating_point():
             x.requires_grad_()
             parts = [part.clone().requires_grad_() for part in parts]
-        y = layer.forward(x, layer.split(theta), buffers, training=case.training)
+        y = layer.forward(
+            x, layer.split(theta), buffers, statistics=Statistics.UPDATED if case.training else Statistics.RUNNING
+        )
         expected = [(call or nn.Module.__call__)(module, part) for module, part in zip(twins, parts, strict=True)]
         upstream = [torch.randn(e.shape, generator=generator, dtype=e.dtype) for e in expected]
         if y.requires_grad:
@@ -149,7 +151,9 @@ def rows_apart(case: Case, dtype: torch.dtype = torch.float32) -> None:
         x = join(parts, axis).contiguous()
         if x.is_floating_point():
             x.requires_grad_()
-        y = layer.forward(x, layer.split(theta), buffers, training=case.training)
+        y = layer.forward(
+            x, layer.split(theta), buffers, statistics=Statistics.UPDATED if case.training else Statistics.RUNNING
+        )
         if y.requires_grad:
             upstream = torch.randn(y.shape, generator=generator, dtype=dtype)
             # The sick lane's own loss is NaN as well.

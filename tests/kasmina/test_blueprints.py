@@ -14,6 +14,7 @@ from esper.kasmina.blueprints.registry import gate_layer, seed_cost, seed_layer,
 from esper.kasmina.export import export_row
 from esper.kasmina.optim import RowOptimizer
 from esper.kasmina.population import Population
+from esper.kasmina.rows.core import Statistics
 from esper.leyline.actions import BLUEPRINTS_OF_KIND, Blueprint, Operator, SiteKind
 from esper.leyline.config import OptimizerConfig
 from esper.leyline.sites import Site
@@ -33,7 +34,7 @@ def grown(kind: SiteKind, width: int = 6, dtype: torch.dtype = torch.float64) ->
     """One row for each case, its seed committed at alpha 1 and untrained; and the logits before anything grew."""
     cases = CASES[kind]
     population = make_population(kind, len(cases), (width,), dtype=dtype)
-    alone = population.forward(inputs(population), population.main_pass, training=False)[0].detach()
+    alone = population.forward(inputs(population), population.main_pass, statistics=Statistics.RUNNING)[0].detach()
     perform(population, {r: [germinate(0, b, o), *to_fossilized(0)] for r, (b, o) in enumerate(cases)})
     assert (population.slots.alpha == 1).all()
     assert population.base.all()
@@ -80,10 +81,10 @@ def trained(kind: SiteKind) -> Training:
     target = alone + 0.5 * draw(1, rows, BATCH, CLASSES)
     optimizer = RowOptimizer(OptimizerConfig(weight_decay=0.0))
     losses, first, moved = [], [], [{} for _ in range(rows)]
-    start = population.forward(x, population.main_pass, training=True)[0].detach()
+    start = population.forward(x, population.main_pass, statistics=Statistics.UPDATED)[0].detach()
     banks = banks_of(population)
     for update in range(UPDATES + 1):
-        logits, _ = population.forward(x, population.main_pass, training=True)
+        logits, _ = population.forward(x, population.main_pass, statistics=Statistics.UPDATED)
         loss_R = (logits - target).square().mean((1, 2))
         losses.append(loss_R.detach())
         grads = torch.autograd.grad(loss_R.sum(), [bank.theta for bank in banks])
@@ -108,7 +109,7 @@ def test_a_new_seed_is_the_identity_at_full_alpha(kind, row):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_identity_holds_in_single_precision_too(kind):
     population, alone = grown(kind, dtype=torch.float32)
-    logits, _ = population.forward(inputs(population), population.main_pass, training=True)
+    logits, _ = population.forward(inputs(population), population.main_pass, statistics=Statistics.UPDATED)
     assert torch.equal(logits, alone)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from esper.kasmina.banks import Bank
 from esper.kasmina.export import describe, export_row, plain_module
 from esper.kasmina.population import Population
+from esper.kasmina.rows.core import Statistics
 from esper.leyline.actions import Blueprint, Op, Operator, SiteKind
 from esper.leyline.slots import AlphaMode
 from esper.leyline.stages import Stage
@@ -121,7 +122,8 @@ def grown(name: str, dtype: torch.dtype = torch.float64) -> tuple[Population, to
 
 
 def logits_of(population: Population, x: torch.Tensor, *, training: bool = False) -> torch.Tensor:
-    return population.forward(lay_out(population, x), population.main_pass, training=training)[0]
+    statistics = Statistics.UPDATED if training else Statistics.RUNNING
+    return population.forward(lay_out(population, x), population.main_pass, statistics=statistics)[0]
 
 
 def flat_gradients(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from esper.kasmina.export import export_row
 from esper.kasmina.hosts import Host
 from esper.kasmina.population import Population
 from esper.kasmina.rows.convolution import RowConv1d, RowConv2d
+from esper.kasmina.rows.core import Statistics
 from esper.kasmina.rows.dense import RowLinear
 from esper.leyline.actions import SiteKind
 from esper.leyline.config import GrowthConfig, HostConfig
@@ -60,7 +61,7 @@ def test_streams_have_the_shapes_of_the_sites(kind, norm, pooling):
     host = make(kind, norm, pooling)
     population = populate(host)
     x = join(kind, examples(kind, torch.Generator().manual_seed(0)))
-    logits, streams = population.forward(x, population.main_pass, training=False, keep=True)
+    logits, streams = population.forward(x, population.main_pass, statistics=Statistics.RUNNING, keep=True)
     assert logits.shape == (ROWS, BATCH, CLASSES)
     assert host.body.output_shape(EXAMPLE[kind]) == (CLASSES,)
     for stream, site in zip(streams, host.slot_config.sites, strict=True):
@@ -74,7 +75,7 @@ def test_streams_have_the_shapes_of_the_sites(kind, norm, pooling):
 def test_a_row_is_the_network_it_exports(kind, norm, pooling, dtype):
     population = populate(make(kind, norm, pooling), dtype)
     parts = examples(kind, torch.Generator().manual_seed(1), dtype)
-    logits, _ = population.forward(join(kind, parts), population.main_pass, training=False)
+    logits, _ = population.forward(join(kind, parts), population.main_pass, statistics=Statistics.RUNNING)
     for row, part in enumerate(parts):
         torch.testing.assert_close(logits[row], export_row(population, row)(part))
     # The rows are different networks.
@@ -90,7 +91,7 @@ def test_a_row_trains_like_the_network_it_exports(kind, norm, pooling):
     for _ in range(5):
         parts = examples(kind, generator)
         labels = torch.randint(CLASSES, (ROWS, BATCH), generator=generator)
-        logits, _ = population.forward(join(kind, parts), population.main_pass, training=True)
+        logits, _ = population.forward(join(kind, parts), population.main_pass, statistics=Statistics.UPDATED)
         loss_R = torch.stack([cross_entropy(logits[row], labels[row]) for row in range(ROWS)])
         (gradient,) = torch.autograd.grad(loss_R.sum(), theta)
         with torch.no_grad():
@@ -103,7 +104,7 @@ def test_a_row_trains_like_the_network_it_exports(kind, norm, pooling):
                 for parameter, step in zip(twin.parameters(), gradients, strict=True):
                     parameter -= rate * step
     parts = examples(kind, generator)
-    logits, _ = population.forward(join(kind, parts), population.main_pass, training=False)
+    logits, _ = population.forward(join(kind, parts), population.main_pass, statistics=Statistics.RUNNING)
     for row, twin in enumerate(twins):
         torch.testing.assert_close(logits[row], twin.eval()(parts[row]))
         exported, trained = export_row(population, row).state_dict(), twin.state_dict()
@@ -169,7 +170,7 @@ def test_without_activation_the_host_is_affine(kind, activation):
     population = populate(host)
     a, b = (join(kind, examples(kind, torch.Generator().manual_seed(seed))) for seed in (3, 4))
     at = {
-        name: population.forward(x, population.main_pass, training=False)[0]
+        name: population.forward(x, population.main_pass, statistics=Statistics.RUNNING)[0]
         for name, x in {"a": a, "b": b, "sum": a + b, "zero": torch.zeros_like(a)}.items()
     }
     bent = (at["sum"] + at["zero"] - at["a"] - at["b"]).abs().max().item()
@@ -220,7 +221,7 @@ def test_the_global_generator_is_left_alone(kind):
     before = torch.random.get_rng_state()
     population = populate(make(kind, "batch"))
     x = join(kind, examples(kind, torch.Generator().manual_seed(0)))
-    population.forward(x, population.main_pass, training=True)
+    population.forward(x, population.main_pass, statistics=Statistics.UPDATED)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

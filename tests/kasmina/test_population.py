@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from esper.kasmina.hosts import Host
 from esper.kasmina.population import Population
+from esper.kasmina.rows.core import Statistics
 from esper.leyline.actions import BLUEPRINTS_OF_KIND, Blueprint, Head, Op, Operator, SiteKind
 from esper.leyline.config import GrowthConfig, HostConfig
 from esper.leyline.errors import EsperError
@@ -46,7 +47,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 def logits_of(population: Population, x: Tensor) -> Tensor:
     with torch.no_grad():
         return population.forward(
-            shared(x, population.rows, population.lane_axis), population.main_pass, training=False
+            shared(x, population.rows, population.lane_axis), population.main_pass, statistics=Statistics.RUNNING
         )[0]
 
 
@@ -180,7 +181,7 @@ def test_the_streams_that_are_kept_stand_in_front_of_the_seeds(kind: SiteKind):
     split = make_split(kind, 6, torch.float64)
     x = shared(split.x, 2, population.lane_axis)
     with torch.no_grad():
-        logits, streams = population.forward(x, population.main_pass, training=False, keep=True)
+        logits, streams = population.forward(x, population.main_pass, statistics=Statistics.RUNNING, keep=True)
         assert torch.equal(logits, logits_of(population, split.x))
         assert len(streams) == 2
         for row in range(2):
@@ -201,7 +202,7 @@ def test_a_shadow_gives_gradients_to_its_seed_alone(kind: SiteKind):
     population = populate(kind, [0, 1, 2, 3])
     bring(population, mixed_stages(kind))
     x = shared(make_split(kind, 6).x, 4, population.lane_axis)
-    _, streams = population.forward(x, population.training_pass, training=True, keep=True)
+    _, streams = population.forward(x, population.training_pass, statistics=Statistics.UPDATED, keep=True)
     logits = population.branch(streams, population.shadows)
     # Row 3 left its incubated seed at the first site, rows 0 and 1 theirs at the second.
     assert population.shadows.row.tolist() == [3, 0, 1]

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from torch import Tensor
 
 from esper.kasmina.population import Population
+from esper.kasmina.rows.core import Statistics
 from esper.leyline.actions import ALPHA_SPEEDS, TEMPOS, Head, Op, SiteKind, head_sizes
 from esper.leyline.checks import Check, GateReport, Outcome
 from esper.leyline.config import OptimizerConfig
@@ -205,7 +206,7 @@ class Growth(RuleBasedStateMachine):
             site = int(action_RH[row, Head.SLOT])
             self.seen["cull of a blended seed"] += bool(enabled[row, site])
             enabled[row, site] = False
-        without, _ = idle.forward(self.x, idle.planner.main(enabled), training=False)
+        without, _ = idle.forward(self.x, idle.planner.main(enabled), statistics=Statistics.RUNNING)
         after = self._logits(self.population)
         assert torch.equal(after, without)
 
@@ -322,7 +323,7 @@ class Growth(RuleBasedStateMachine):
 
     def _logits(self, population: Population) -> Tensor:
         with torch.no_grad():
-            logits, _ = population.forward(self.x, population.main_pass, training=False)
+            logits, _ = population.forward(self.x, population.main_pass, statistics=Statistics.RUNNING)
         return logits
 
 
@@ -416,11 +417,11 @@ def test_a_long_life_meets_everything(kind: SiteKind, rows: int, widths: tuple[i
 def test_a_refused_action_names_a_check_and_changes_nothing():
     population = populate(SiteKind.VECTOR, [0, 1], (5, 4))
     before = population.slots.clone()
-    logits, _ = population.forward(torch.ones(2, 3, 7), population.main_pass, training=False)
+    logits, _ = population.forward(torch.ones(2, 3, 7), population.main_pass, statistics=Statistics.RUNNING)
     actions = torch.tensor([[int(Op.ADVANCE), *[0] * 7], [int(Op.CULL), *[0] * 7]])
     outcome, _ = population.decide(actions, population.gate_report(torch.ones(2)))
     assert outcome.refused_by.tolist() == [Check.STAGE, Check.STAGE]
     assert torch.equal(population.slots.stage, before.stage)
-    again, _ = population.forward(torch.ones(2, 3, 7), population.main_pass, training=False)
+    again, _ = population.forward(torch.ones(2, 3, 7), population.main_pass, statistics=Statistics.RUNNING)
     assert torch.equal(again, logits)
     audit(population)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.population import Population
+from esper.kasmina.rows.core import Statistics
 from esper.leyline.actions import Blueprint, Op, Operator, SiteKind
 from esper.leyline.slots import EMPTY_SLOT
 from esper.leyline.stages import Stage
@@ -73,7 +74,7 @@ class Life:
             self.numbers.append(self.trainer.run(updates))
             evaluation = measure(population, held_out)
             with torch.no_grad():
-                logits, _ = population.forward(x, population.main_pass, training=False)
+                logits, _ = population.forward(x, population.main_pass, statistics=Statistics.RUNNING)
             self.numbers += [evaluation.loss_R, evaluation.accuracy_R, logits]
             self.numbers += [getattr(population.slots, name).clone() for name in EMPTY_SLOT]
             report = population.gate_report(evaluation.loss_R)
@@ -297,7 +298,8 @@ def test_a_population_of_e_is_e_populations_of_one(kind: SiteKind, norm: str, in
     x = held_out.x
     with torch.no_grad():
         logits, *alone = (
-            p.forward(shared(x, p.rows, p.lane_axis), p.main_pass, training=False)[0] for p in populations
+            p.forward(shared(x, p.rows, p.lane_axis), p.main_pass, statistics=Statistics.RUNNING)[0]
+            for p in populations
         )
     close(logits, torch.cat(alone))
     for row, population in enumerate(single):

@@ -7,6 +7,7 @@ import torch
 from row_twins import Case, cases, drawn, exact, lanes, rows_apart, same_as_twins, starts_like
 from torch import nn
 
+from esper.kasmina.rows.core import Statistics
 from esper.kasmina.rows.dense import RowAttention, RowEmbedding, RowLinear
 
 LINEAR = [
@@ -67,10 +68,10 @@ def test_causal_attention_does_not_look_ahead():
     layer = RowAttention(8, 2, causal=True)
     theta = torch.randn(2, layer.parameter_count)
     x = torch.randn(2, 3, 5, 8)
-    y = layer.forward(x, layer.split(theta), (), training=False)
+    y = layer.forward(x, layer.split(theta), (), statistics=Statistics.RUNNING)
     changed = x.clone()
     changed[:, :, 3:] += 1
-    z = layer.forward(changed, layer.split(theta), (), training=False)
+    z = layer.forward(changed, layer.split(theta), (), statistics=Statistics.RUNNING)
     torch.testing.assert_close(z[:, :, :3], y[:, :, :3])
     assert not torch.allclose(z[:, :, 3:], y[:, :, 3:])
 
@@ -84,7 +85,7 @@ def test_each_lane_looks_up_its_own_tokens():
     layer = RowEmbedding(3, 1)
     table = torch.arange(6.0).view(2, 3)
     tokens = torch.tensor([[[0, 2]], [[0, 2]]])
-    found = layer.forward(tokens, layer.split(table), (), training=False)
+    found = layer.forward(tokens, layer.split(table), (), statistics=Statistics.RUNNING)
     assert found.flatten().tolist() == [0, 2, 3, 5]
 
 
@@ -93,7 +94,9 @@ def test_a_token_out_of_range_reads_no_other_lane(token):
     # Token 3 of the first lane is where the second lane's table begins.
     layer = RowEmbedding(3, 1)
     with pytest.raises(RuntimeError, match="out of bounds"):
-        layer.forward(torch.tensor([[[token]], [[0]]]), layer.split(torch.zeros(2, 3)), (), training=False)
+        layer.forward(
+            torch.tensor([[[token]], [[0]]]), layer.split(torch.zeros(2, 3)), (), statistics=Statistics.RUNNING
+        )
 
 
 def test_attention_needs_whole_heads():

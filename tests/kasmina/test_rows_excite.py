@@ -5,6 +5,7 @@ import torch
 from row_twins import BATCH, Case, cases, drawn, exact, lanes, rows_apart, same_as_twins
 from torch import nn
 
+from esper.kasmina.rows.core import Statistics
 from esper.kasmina.rows.excite import RowExcite
 
 EXTENT = {0: (), 1: (7,), 2: (5, 4)}
@@ -43,7 +44,7 @@ def test_a_sick_lane_stays_alone(case):
 
 def run(case, theta):
     x = torch.randn(2, BATCH, *case.example) if case.axis == 0 else torch.randn(BATCH, 12, *case.example[1:])
-    return x, case.layer.forward(x, case.layer.split(theta), (), training=True)
+    return x, case.layer.forward(x, case.layer.split(theta), (), statistics=Statistics.UPDATED)
 
 
 @cases(*CASES)

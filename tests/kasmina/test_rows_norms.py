@@ -5,6 +5,7 @@ import torch
 from row_twins import Case, cases, close, drawn, exact, lanes, rows_apart, same_as_twins
 from torch import nn
 
+from esper.kasmina.rows.core import Statistics
 from esper.kasmina.rows.norms import RowBatchNorm, RowGroupNorm, RowLayerNorm
 
 LAYER_NORM = [
@@ -75,7 +76,7 @@ def test_running_statistics_by_hand(axes):
     buffers = [torch.full((1, *b.shape), b.low) for b in layer.buffers]
     values = torch.tensor([[1.0, 10.0], [3.0, 10.0]])  # two examples of two features
     x = values[None] if axes == 0 else values.view(2, 2, *[1] * axes)
-    layer.forward(x, layer.split(torch.ones(1, 4)), buffers, training=True)
+    layer.forward(x, layer.split(torch.ones(1, 4)), buffers, statistics=Statistics.UPDATED)
     mean, var = buffers
     # A tenth of the way from 0 to the means 2 and 10, and from 1 to the unbiased variances 2 and 0.
     close(mean, torch.tensor([[0.2, 1.0]]))
@@ -88,7 +89,7 @@ def test_evaluation_uses_the_statistics_and_leaves_them(axes):
     buffers = [torch.tensor([[1.0, 0.0], [0.0, 5.0]]), torch.tensor([[4.0, 1.0], [1.0, 9.0]])]
     before = [b.clone() for b in buffers]
     x = torch.ones(2, 3, 2) if axes == 0 else torch.ones(3, 4, *EXTENT[axes])
-    y = layer.forward(x, layer.split(torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 2)), buffers, training=False)
+    y = layer.forward(x, layer.split(torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 2)), buffers, statistics=Statistics.RUNNING)
     per_lane = y[:, 0] if axes == 0 else y[0].flatten(1)[:, 0].view(2, 2)
     # (1 - mean) / root of the variance, feature by feature.
     torch.testing.assert_close(per_lane, torch.tensor([[0.0, 1.0], [1.0, -4 / 3]]), atol=1e-5, rtol=1e-5)
@@ -110,7 +111,7 @@ def test_one_example_has_no_batch_statistics():
     layer = RowBatchNorm(4, 0)
     buffers = [torch.full((3, *b.shape), b.low) for b in layer.buffers]
     with pytest.raises(ValueError, match="more than 1 value"):
-        layer.forward(torch.randn(3, 1, 4), layer.split(torch.ones(3, 8)), buffers, training=True)
+        layer.forward(torch.randn(3, 1, 4), layer.split(torch.ones(3, 8)), buffers, statistics=Statistics.UPDATED)
 
 
 @pytest.mark.parametrize("layer", [RowLayerNorm(6), RowGroupNorm(2, 6, 1), RowBatchNorm(6, 2)])

@@ -5,6 +5,7 @@ import torch
 from row_twins import Case, cases, exact, lanes, rows_apart, same_as_twins
 from torch import nn
 
+from esper.kasmina.rows.core import Statistics
 from esper.kasmina.rows.shaping import RowGlobalMean, RowPool, RowReLU
 
 RELU = [
@@ -64,7 +65,7 @@ def test_a_sick_lane_stays_alone(case):
 @pytest.mark.parametrize("method", ["average", "max"])
 def test_pooling_by_hand(method):
     x = torch.tensor([1.0, 4.0, 2.0, 2.0, 9.0]).view(1, 1, 5)
-    y = RowPool(method, 1).forward(x, (), (), training=False)
+    y = RowPool(method, 1).forward(x, (), (), statistics=Statistics.RUNNING)
     # The odd last element is dropped.
     assert y.flatten().tolist() == ([2.5, 2.0] if method == "average" else [4.0, 2.0])
 

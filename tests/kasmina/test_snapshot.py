@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from esper.kasmina.rows.core import Statistics
 from esper.kasmina.snapshot import Snapshot
 from esper.leyline.actions import BLUEPRINTS_OF_KIND, Blueprint, Op, Operator, SiteKind
 from esper.leyline.slots import EMPTY_SLOT
@@ -44,7 +45,9 @@ def scrambled(population, seed=0):
 
 def logits(population):
     examples_RB = draw(7, ROWS, 5, *population.host.example)
-    return population.forward(lay_out(population, examples_RB), population.main_pass, training=False)[0].detach()
+    return population.forward(lay_out(population, examples_RB), population.main_pass, statistics=Statistics.RUNNING)[
+        0
+    ].detach()
 
 
 @pytest.mark.parametrize(("kind", "blueprint", "operator"), CASES)

@@ -10,8 +10,10 @@ from torch.nn.functional import cross_entropy
 
 from esper.kasmina.export import export_row
 from esper.kasmina.population import Population
-from esper.leyline.actions import Op, SiteKind
+from esper.kasmina.rows.core import Statistics
+from esper.leyline.actions import Blueprint, Op, SiteKind
 from esper.leyline.stages import Stage
+from esper.tolaria.batches import shared
 from esper.tolaria.datasets import Split
 from esper.tolaria.evaluation import CHUNK, coalition_losses, evaluate, measure
 from helpers.growing import act
@@ -51,9 +53,12 @@ def trained(kind: SiteKind, norm: str = "batch", dtype: torch.dtype = torch.floa
 
 
 def losses_of(population: Population, row: int, enabled: list[bool], split: Split) -> Tensor:
-    """Loss of each example in a plain network of the host and these seeds."""
+    """Loss of each example in a plain network of the host and these seeds, with the statistics of its own batches."""
+    network = network_with(population, row, enabled).train()
+    chunks = -(-len(split.y) // CHUNK)
     with torch.no_grad():
-        return cross_entropy(network_with(population, row, enabled)(split.x), split.y, reduction="none")
+        logits = torch.cat([network(x) for x in split.x.tensor_split(chunks)])
+    return cross_entropy(logits, split.y, reduction="none")
 
 
 def close(ours: Tensor, theirs: Tensor | float) -> None:
@@ -187,8 +192,6 @@ def test_a_distinct_coalition_is_computed_once(kind: SiteKind, monkeypatch: pyte
     # Rows 2 (twice), 0 and 3; a row as it is comes with the main pass.
     assert lanes.counts == [4]
     assert torch.equal(losses[[1, 0, 4]], losses[[3, 6, 7]])
-    evaluation = evaluate(population, split)
-    assert torch.equal(losses[[0, 2, 9]], evaluation.loss_R[[2, 0, 3]])
     for (r, wanted), loss in zip(asked, losses, strict=True):
         close(loss, losses_of(population, r, list(wanted), split).mean())
 
@@ -200,7 +203,8 @@ def test_rows_as_they_are_need_no_branch(kind: SiteKind, monkeypatch: pytest.Mon
     split = make_split(kind, 20, torch.float64)
     row = np.array([3, 1, 3])
     losses = coalition_losses(population, split, row, population.base[row])
-    assert torch.equal(losses, evaluate(population, split).loss_R[[3, 1, 3]])
+    for r, loss in zip(row.tolist(), losses, strict=True):
+        close(loss, losses_of(population, r, population.base[r].tolist(), split).mean())
     none = coalition_losses(population, split, row[:0], population.base[row[:0]])
     assert none.shape == (0,)
     assert lanes.counts == []
@@ -214,7 +218,9 @@ def test_leave_one_out_is_a_coalition(kind: SiteKind):
     row, site = population.base.nonzero()
     without = population.base[row].copy()
     without[np.arange(len(row)), site] = False
-    gained = coalition_losses(population, split, row, without) - evaluate(population, split).loss_R[row]
+    gained = coalition_losses(population, split, row, without) - coalition_losses(
+        population, split, row, population.base[row]
+    )
     torch.testing.assert_close(population.slots.contribution[row, site], gained.float(), rtol=1e-5, atol=1e-7)
 
 
@@ -256,6 +262,30 @@ def test_a_sick_seed_is_measured_alone(kind: SiteKind):
     assert torch.equal(sick[[0, 2, 3]], healthy[[0, 2, 3]])
     without = coalition_losses(population, split, np.array([1]), np.array([[False, False]]))
     close(without[0], losses_of(population, 1, [False, False], split).mean())
+
+
+@kinds
+@pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.PROBATIONARY])
+def test_a_constant_in_front_of_a_batch_norm_is_worth_nothing(kind: SiteKind, stage: Stage):
+    """Such a seed computes nothing, wherever the running statistics stand: within two standard errors of 0."""
+    population = populate(kind, ROWS, norm="batch", kernel=1)
+    data, split = make_split(kind, 64), make_split(kind, CHUNK + 30, seed=5)
+    train_on(population, ROWS, data, total=200, learning_rate=0.03).run(100)
+    blueprint = Blueprint.NORM
+    bring(population, {(row, 0): Wish(blueprint, stage, target=2) for row in ROWS})
+    with torch.no_grad():
+        theta = population.seeds[0, int(blueprint)].theta
+        theta.zero_()
+        theta[:, theta.shape[1] // 2 :] = 2.0  # weight 0, bias 2
+        for _ in range(60):
+            x = shared(data.x, population.rows, population.lane_axis)
+            population.forward(x, population.main_pass, statistics=Statistics.UPDATED)
+    measure(population, split)
+    slots = population.slots
+    name = "incubator_gain" if stage is Stage.TRAINING else "contribution"
+    worth_R, error_R = getattr(slots, name)[:, 0], getattr(slots, f"{name}_se")[:, 0]
+    assert (worth_R.abs() <= 2 * error_R).all(), (worth_R, error_R)
+    assert (error_R < 1e-3).all()
 
 
 def test_accuracy_is_a_fraction_of_the_examples():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from esper.kasmina.population import Population
+from esper.kasmina.rows.core import Statistics
 from esper.leyline.actions import Blueprint, SiteKind
 from esper.leyline.config import GrowthConfig, HostConfig
 from esper.leyline.errors import EsperError
@@ -67,7 +68,7 @@ def test_the_host_takes_the_data(name, which):
     assert x.dtype == torch.float64
     with torch.no_grad():
         x = shared(x, 2, population.lane_axis)
-        logits, _ = population.forward(x, population.main_pass, training=False)
+        logits, _ = population.forward(x, population.main_pass, statistics=Statistics.RUNNING)
     assert logits.shape == (2, 5, 10)
     assert logits.isfinite().all()
     # Two rows, two initialisations.

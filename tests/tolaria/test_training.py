@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from esper.kasmina.population import Population
+from esper.kasmina.rows.core import Statistics
 from esper.leyline.actions import Operator, SiteKind
 from esper.leyline.stages import Stage
 from esper.tolaria import training
@@ -304,6 +305,6 @@ def test_labels_and_examples_are_of_the_same_draw():
     population = populate(kind, [0, 1], dtype=torch.float64)
     trainer = train_on(population, [0, 1], blind, batch_size=30, total=600, weight_decay=0.0, learning_rate=0.05)
     trainer.run(600)
-    logits, _ = population.forward(blind.x.expand(2, -1, -1), population.main_pass, training=False)
+    logits, _ = population.forward(blind.x.expand(2, -1, -1), population.main_pass, statistics=Statistics.RUNNING)
     share = torch.bincount(data.y, minlength=3) / len(data.y)
     assert ((logits.softmax(2)[:, 0] - share).abs() < 0.01).all()

@@ -18,7 +18,7 @@ from esper.kasmina.gates import Gates
 from esper.kasmina.hosts import Host
 from esper.kasmina.lifecycle import Lifecycle
 from esper.kasmina.plan import BankKey, Branches, Call, Pass, Planner
-from esper.kasmina.rows.core import to_lanes
+from esper.kasmina.rows.core import Statistics, to_lanes
 from esper.leyline.actions import Blueprint, Operator, SiteKind
 from esper.leyline.checks import GateReport, Outcome
 from esper.leyline.config import GrowthConfig
@@ -209,7 +209,9 @@ class Population:
         yield self.hosts, None
         yield from self._learning
 
-    def forward(self, x: Tensor, steps: Pass, *, training: bool, keep: bool = False) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x: Tensor, steps: Pass, *, statistics: Statistics, keep: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         """Compute the logits of all rows.
 
         Parameters
@@ -218,8 +220,8 @@ class Population:
             Examples in the layout of the kind: [R, B, D] or [B, R*C, ...].
         steps
             `main_pass` or `training_pass`.
-        training
-            Batch norms use and update batch statistics.
+        statistics
+            Which ones batch norms use.
         keep
             Also give the stream in front of each site, for branches.
 
@@ -232,7 +234,7 @@ class Population:
         streams: list[Tensor] = []
         for number, segment in enumerate(self.host.segments):
             buffers = self.hosts.buffers[self._segment_buffers[number] : self._segment_buffers[number + 1]]
-            x = segment.forward(x, segment.split(weights[number]), buffers, training=training)
+            x = segment.forward(x, segment.split(weights[number]), buffers, statistics=statistics)
             if number < len(steps.calls):
                 if keep:
                     streams.append(x)
@@ -242,8 +244,9 @@ class Population:
     def branch(self, streams: list[Tensor], branches: Branches) -> Tensor:
         """Compute branches of the last `forward`: logits [K, B, classes]. Only seeds that learn get gradients.
 
-        The host is frozen, its batch norms included: a seed in the incubator learns for the network that is measured
-        and that it will join, not for statistics of a batch that its own shadow has changed (docs/decisions/0003).
+        The parameters of the host are frozen. Its batch norms use the statistics of the branch's own batch: running
+        ones were fitted to another network, the one without the seed that is put in or with the one that is left out
+        (docs/decisions/0003). They are to be compared with a `forward` that did the same.
         """
         steps = branches.steps
         weights = self.hosts.theta.detach().split(self._segment_sizes, dim=1)
@@ -253,10 +256,10 @@ class Population:
             rows = steps.lane_rows[number]
             if x is not None and rows is not None:
                 segment = self.host.segments[number]
-                held = self.hosts.buffers[self._segment_buffers[number] : self._segment_buffers[number + 1]]
-                buffers = [b.index_select(0, rows) for b in held]
+                # Not selected by row: own statistics look at none of them.
+                buffers = self.hosts.buffers[self._segment_buffers[number] : self._segment_buffers[number + 1]]
                 selected = segment.split(weights[number].index_select(0, rows))
-                x = segment.forward(x, selected, buffers, training=False)
+                x = segment.forward(x, selected, buffers, statistics=Statistics.OWN)
             if number < len(steps.calls):
                 entering = steps.entering[number]
                 if entering is not None:
@@ -280,7 +283,7 @@ class Population:
             theta = bank.theta if learns else bank.theta.detach()
             if members is not None:
                 theta = theta.index_select(0, members)
-            return bank.layer.forward(x, bank.layer.split(theta), (), training=False)
+            return bank.layer.forward(x, bank.layer.split(theta), (), statistics=Statistics.RUNNING)
 
         def delta(call: Call, x: Tensor) -> Tensor:
             return run(self.seeds[call.key], call.members, x, live or call.learns)

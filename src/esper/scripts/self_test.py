@@ -14,6 +14,7 @@ from torch import Tensor
 
 from esper.kasmina.export import export_row
 from esper.kasmina.hosts import Host
+from esper.kasmina.rows.core import Statistics
 from esper.leyline.actions import SiteKind
 from esper.leyline.config import HostConfig, OptimizerConfig, RunConfig, TaskConfig, TrainingConfig
 from esper.leyline.errors import EsperError
@@ -44,7 +45,9 @@ def row_layers() -> str:
     episode.trainer.run(2)
     population, x = episode.population, episode.task.data.test.x
     with torch.no_grad():
-        logits, _ = population.forward(shared(x, 3, population.lane_axis), population.main_pass, training=False)
+        logits, _ = population.forward(
+            shared(x, 3, population.lane_axis), population.main_pass, statistics=Statistics.RUNNING
+        )
         plain = torch.stack([export_row(population, row)(x) for row in range(3)])
     worst = float((logits - plain).abs().max())
     # Written so that NaN fails, here and below.

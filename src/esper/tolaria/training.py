@@ -11,6 +11,7 @@ from torch import Tensor
 
 from esper.kasmina.optim import RowOptimizer
 from esper.kasmina.population import Population
+from esper.kasmina.rows.core import Statistics
 from esper.leyline.config import OptimizerConfig
 from esper.leyline.slots import NOT_MEASURED
 from esper.tolaria.batches import BatchOrder, gather
@@ -87,7 +88,9 @@ class Trainer:
         x = gather(self.data.x, index_RB, population.lane_axis)
         y_RB = self.data.y[index_RB] if self._labels_RN is None else self._labels_RN.gather(1, index_RB)
         shadows = population.shadows
-        logits, streams = population.forward(x, population.training_pass, training=True, keep=shadows is not None)
+        logits, streams = population.forward(
+            x, population.training_pass, statistics=Statistics.UPDATED, keep=shadows is not None
+        )
         loss_R = example_losses(logits, y_RB).mean(1)
         # A sum over rows: no row's gradient depends on how many rows there are.
         total = loss_R.sum()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esper.kasmina.rows.core import Plain, RowLayer, Shape, leaf, uniform
+from esper.kasmina.rows.core import Plain, RowLayer, Shape, Statistics, leaf, uniform
 from esper.kasmina.rows.dense import bound_of
 
 DENSE_LARGEST = 128
@@ -60,7 +60,9 @@ class _RowConv(RowLayer):
         weight = uniform("weight", shape, bound, decay=True)
         self.params = (weight, uniform("bias", (out_channels,), bound)) if bias else (weight,)
 
-    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
         weight = params[0]
         if self.kernel == 1 and self.groups == 1:
             return self._pointwise(x, weight.flatten(2), params[1] if self.bias else None)

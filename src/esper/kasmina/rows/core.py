@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,17 @@ from torch import Tensor
 Shape = tuple[int, ...]
 Plain = dict[str, Any]
 """Description of a plain `torch.nn` module, understood by `esper.kasmina.plain.build`."""
+
+
+class Statistics(Enum):
+    """Which statistics a batch norm normalises with."""
+
+    RUNNING = 1
+    """The running ones, as a deployed network does."""
+    UPDATED = 2
+    """Those of the batch, and the running ones follow them: training."""
+    OWN = 3
+    """Those of the batch, and nothing changes: whatever is measured or trained with a seed put in or left out."""
 
 
 class ParamSpec(NamedTuple):
@@ -64,7 +76,9 @@ class RowLayer(ABC):
     buffers: tuple[ParamSpec, ...] = ()
 
     @abstractmethod
-    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
         """Compute all lanes. `params` and `buffers` hold one tensor [L, *shape] for each declared one."""
 
     @abstractmethod
@@ -122,11 +136,13 @@ class RowSequential(RowLayer):
         self.params = tuple(p._replace(name=f"{i}.{p.name}") for i, m in enumerate(layers) for p in m.params)
         self.buffers = tuple(p._replace(name=f"{i}.{p.name}") for i, m in enumerate(layers) for p in m.buffers)
 
-    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
         p = b = 0
         for layer in self.layers:
             np, nb = p + len(layer.params), b + len(layer.buffers)
-            x = layer.forward(x, params[p:np], buffers[b:nb], training=training)
+            x = layer.forward(x, params[p:np], buffers[b:nb], statistics=statistics)
             p, b = np, nb
         return x
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from esper.kasmina.rows.core import ParamSpec, Plain, RowLayer, Shape, constant, leaf, uniform
+from esper.kasmina.rows.core import ParamSpec, Plain, RowLayer, Shape, Statistics, constant, leaf, uniform
 
 
 def bound_of(fan_in: int) -> float:
@@ -38,7 +38,9 @@ class RowLinear(RowLayer):
         weight = uniform("weight", (out_features, in_features), bound, decay=True)
         self.params: tuple[ParamSpec, ...] = (weight, uniform("bias", (out_features,), bound)) if bias else (weight,)
 
-    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
         y = rows_linear(x.flatten(1, -2), params[0], params[1] if self.bias else None)
         return y.unflatten(1, x.shape[1:-1]) if x.dim() != 3 else y
 
@@ -60,7 +62,9 @@ class RowEmbedding(RowLayer):
         # A uniform of the variance of torch's normal: the streams draw uniforms only.
         self.params = (uniform("weight", (num_embeddings, embedding_dim), math.sqrt(3.0)),)
 
-    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
         (weight,) = params
         # Not one lookup in all tables behind each other: a token out of range would read another row's.
         token_LN = x.flatten(1)[..., None].expand(-1, -1, self.embedding_dim)
@@ -94,7 +98,9 @@ class RowAttention(RowLayer):
             constant("out_proj.bias", (width,), 0.0),
         )
 
-    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
         lanes, batch, tokens, width = x.shape
         w_in, b_in, w_out, b_out = params
         projected = rows_linear(x.flatten(1, 2), w_in, b_in)

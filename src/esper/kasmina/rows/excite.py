@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from esper.kasmina.rows.core import Plain, RowLayer, RowSequential, Shape, to_lanes
+from esper.kasmina.rows.core import Plain, RowLayer, RowSequential, Shape, Statistics, to_lanes
 from esper.kasmina.rows.dense import RowLinear
 from esper.kasmina.rows.shaping import RowReLU
 
@@ -25,11 +25,13 @@ class RowExcite(RowLayer):
         self.squeeze = RowSequential(RowLinear(features, hidden), RowReLU(), RowLinear(hidden, features, zero=True))
         self.params = tuple(p._replace(name=f"squeeze.{p.name}") for p in self.squeeze.params)
 
-    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
         if self.axes == 0:
-            return x * self.squeeze.forward(x, params, buffers, training=training).tanh()
+            return x * self.squeeze.forward(x, params, buffers, statistics=statistics).tanh()
         pooled_LBC = to_lanes(x.flatten(2).mean(2), self.features).transpose(0, 1)
-        scale_LBC = self.squeeze.forward(pooled_LBC, params, buffers, training=training).tanh()
+        scale_LBC = self.squeeze.forward(pooled_LBC, params, buffers, statistics=statistics).tanh()
         return x * scale_LBC.transpose(0, 1).reshape(*x.shape[:2], *[1] * self.axes)
 
     def output_shape(self, shape: Shape) -> Shape:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esper.kasmina.rows.core import Plain, RowLayer, Shape, constant, leaf, to_lanes
+from esper.kasmina.rows.core import Plain, RowLayer, Shape, Statistics, constant, leaf, to_lanes
 
 
 class _RowNorm(RowLayer):
@@ -36,7 +36,9 @@ class _RowNorm(RowLayer):
 class RowLayerNorm(_RowNorm):
     """`torch.nn.LayerNorm` over the last axis of vectors [L, B, D] or tokens [L, B, T, D]."""
 
-    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
         weight, bias = (p.view(p.shape[0], *[1] * (x.dim() - 2), self.features) for p in params)
         return F.layer_norm(x, (self.features,)) * weight + bias
 
@@ -57,7 +59,9 @@ class RowGroupNorm(_RowNorm):
         super().__init__(features, zero=zero)
         self.groups, self.axes = groups, axes
 
-    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
         weight, bias = params
         if self.axes:
             # The groups of each row follow one another, so the norm of all rows is one group norm.
@@ -87,14 +91,18 @@ class RowBatchNorm(_RowNorm):
             constant("running_var", (features,), 1.0),
         )
 
-    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
         weight, bias = (p.reshape(-1) for p in params)
+        own = statistics is Statistics.OWN
         # Views, not copies: in training the running statistics are updated in place.
-        mean, var = (b.view(-1) for b in buffers)
+        mean, var = (None, None) if own else (b.view(-1) for b in buffers)
+        of_batch = statistics is not Statistics.RUNNING
         if self.axes:
-            return F.batch_norm(x, mean, var, weight, bias, training=training)
+            return F.batch_norm(x, mean, var, weight, bias, training=of_batch)
         flat = x.transpose(0, 1).flatten(1)
-        y = F.batch_norm(flat, mean, var, weight, bias, training=training)
+        y = F.batch_norm(flat, mean, var, weight, bias, training=of_batch)
         return to_lanes(y, self.features).transpose(0, 1)
 
     def plain(self) -> Plain:

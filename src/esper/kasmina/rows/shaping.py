@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from esper.kasmina.rows.core import Plain, RowLayer, Shape, leaf, to_lanes
+from esper.kasmina.rows.core import Plain, RowLayer, Shape, Statistics, leaf, to_lanes
 
 
 class RowReLU(RowLayer):
     """`torch.nn.ReLU`."""
 
-    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
         return x.relu()
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -55,7 +57,9 @@ class RowPool(RowLayer):
     def __init__(self, method: str, axes: int) -> None:
         self.method, self.axes = method, axes
 
-    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
         if self.method == "average":
             pooled: Tensor = _AveragePool.apply(x)  # type: ignore[no-untyped-call]
             return pooled
@@ -74,7 +78,9 @@ class RowGlobalMean(RowLayer):
     def __init__(self, channels: int) -> None:
         self.channels = channels
 
-    def forward(self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, training: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
         return to_lanes(x.flatten(2).mean(2), self.channels).transpose(0, 1)
 
     def output_shape(self, shape: Shape) -> Shape:
