@@ -76,7 +76,7 @@ def gates_of(population: Population, passed: list[bool]) -> GateReport:
     passed_CRS = torch.tensor(passed)[:, None, None].expand_as(report.passed_CRS).clone()
     at_target = ALL_GATE_CHECKS.index(Check.ALPHA_AT_TARGET)
     passed_CRS[at_target] = report.passed_CRS[at_target]
-    return GateReport(report.value_CRS, passed_CRS, report.limit_C)
+    return GateReport(report.value_CRS, passed_CRS, report.limit_CRS)
 
 
 @cases(25, 600, host=st.sampled_from(HOSTS), asked=DECISIONS)

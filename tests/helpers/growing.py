@@ -23,7 +23,15 @@ STYLES: dict[Operator, Style] = {
 }
 """A style with each operator."""
 QUICK = GrowthConfig(gates=GateConfig(min_training_decisions=1, min_probation_decisions=1))
-MEASURED = ("gradient_norm", "gradient_ratio", "incubator_gain", "contribution")
+MEASURED = {
+    "gradient_norm": 1.0,
+    "gradient_ratio": 1.0,
+    "incubator_gain": 1.0,
+    "incubator_gain_se": 0.1,
+    "contribution": 1.0,
+    "contribution_se": 0.1,
+}
+"""What lets a seed pass every gate."""
 FULL = ALPHA_TARGETS.index(1.0)
 HALF = ALPHA_TARGETS.index(0.5)
 
@@ -73,8 +81,8 @@ def perform(population: Population, plans: Mapping[int, Sequence[Action]]) -> No
             at = step - (longest - len(plan))
             if at >= 0:
                 actions[row] = torch.tensor(plan[at])
-        for name in MEASURED:
-            getattr(population.slots, name).masked_fill_(population.slots.seed_id >= 0, 1.0)
+        for name, value in MEASURED.items():
+            getattr(population.slots, name).masked_fill_(population.slots.seed_id >= 0, value)
         outcome, _ = population.decide(actions, population.gate_report(torch.ones(population.rows)))
         assert outcome.accepted.all(), (step, actions[~outcome.accepted], outcome.refused_by)
 

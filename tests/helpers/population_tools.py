@@ -97,7 +97,7 @@ def open_gates(population: Population) -> GateReport:
     """A report in which everything passes but what is not so: alpha at its target."""
     report = population.gate_report(torch.ones(population.rows))
     free = torch.tensor([check is not Check.ALPHA_AT_TARGET for check in ALL_GATE_CHECKS])
-    return GateReport(report.value_CRS, report.passed_CRS | free[:, None, None], report.limit_C)
+    return GateReport(report.value_CRS, report.passed_CRS | free[:, None, None], report.limit_CRS)
 
 
 def decide(population: Population, wanted: Mapping[int, Action]) -> None:

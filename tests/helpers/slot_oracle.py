@@ -111,14 +111,20 @@ def failed_checks(slot: dict[str, float], entered: Stage, limits: GateConfig, ho
             Check.GRADIENT_FINITE: math.isfinite(slot["gradient_norm"]),
             Check.GRADIENT_VANISHING: limits.min_gradient_ratio < ratio < math.inf,
             Check.GRADIENT_EXPLODING: ratio < limits.max_gradient_ratio,
-            Check.INCUBATOR_GAIN: limits.min_incubator_gain < slot["incubator_gain"] < math.inf,
+            Check.INCUBATOR_GAIN: math.isfinite(slot["incubator_gain_se"])
+            and limits.min_incubator_gain + limits.incubator_gain_errors * slot["incubator_gain_se"]
+            < slot["incubator_gain"]
+            < math.inf,
         },
         Stage.PROBATIONARY: {
             Check.ALPHA_AT_TARGET: slot["alpha_mode"] == AlphaMode.HOLD and slot["alpha"] == slot["alpha_target"]
         },
         Stage.FOSSILIZED: {
             Check.PROBATION_DECISIONS: slot["stage_age"] >= limits.min_probation_decisions,
-            Check.CONTRIBUTION: limits.min_contribution < slot["contribution"] < math.inf,
+            Check.CONTRIBUTION: math.isfinite(slot["contribution_se"])
+            and limits.min_contribution + limits.contribution_errors * slot["contribution_se"]
+            < slot["contribution"]
+            < math.inf,
         },
     }
     return [check for check, passed in asked[entered].items() if not passed]

@@ -304,9 +304,10 @@ def test_events(store):
             assert event["why"] == t["reason"]
         elif t["gate"] is not None:
             check = checks[t["gate"], t["refused_by"] or deciding[t["gate"]]]
-            seen, limit = t[check["quantity"]], check["limit_value"]
+            seen = t[check["quantity"]]
+            limit = check["limit_value"] if check["standard_errors"] is None else t["limit_nats"]
             words = f"{check['meaning']} {'not measured' if seen is None else f'{seen:.4g}'}"
-            assert event["why"] == words + ("" if limit is None else f" (limit {limit:g})")
+            assert event["why"] == words + ("" if limit is None else f" (limit {limit:.4g})")
         else:
             assert event["why"] is None
             assert (t["allowed"], t["op"]) in {(1, "germinate"), (1, "set_alpha_target"), (1, "cull")}

@@ -23,6 +23,8 @@ LIMITS = GateConfig(
     max_gradient_ratio=30.0,
     min_probation_decisions=6,
     min_contribution=-0.5,
+    incubator_gain_errors=-1.0,
+    contribution_errors=2.0,
 )
 FIELD = {
     Check.TRAINING_DECISIONS: "stage_age",
@@ -47,6 +49,8 @@ def above(limit: float) -> float:
 def single(value: float, field: str | None = None, host_loss: float = 1.0, limits: GateConfig = LIMITS) -> GateReport:
     """Report on one slot that holds `value` in `field` and is otherwise empty."""
     slots = SlotTensors.empty(1, 1)
+    slots.incubator_gain_se.zero_()
+    slots.contribution_se.zero_()
     if field is not None:
         getattr(slots, field)[0, 0] = value
     return Gates(limits, "cpu").report(slots, torch.tensor([host_loss]))
@@ -55,7 +59,7 @@ def single(value: float, field: str | None = None, host_loss: float = 1.0, limit
 def says(report: GateReport, check: Check) -> tuple[float, bool, float]:
     """Value, passed and limit of one check of the first slot."""
     at = ALL_GATE_CHECKS.index(check)
-    return report.value_CRS[at, 0, 0].item(), bool(report.passed_CRS[at, 0, 0]), report.limit_C[at].item()
+    return report.value_CRS[at, 0, 0].item(), bool(report.passed_CRS[at, 0, 0]), report.limit_CRS[at, 0, 0].item()
 
 
 @pytest.mark.parametrize(
@@ -174,7 +178,7 @@ def test_alpha_at_rest_away_from_its_target_fails(alpha, target):
 
 def hand_made(failing: set[Check]) -> GateReport:
     passed = torch.tensor([check not in failing for check in ALL_GATE_CHECKS])[:, None, None].expand(-1, 2, 3).clone()
-    return GateReport(passed.float(), passed, torch.zeros(len(ALL_GATE_CHECKS)))
+    return GateReport(passed.float(), passed, torch.zeros(passed.shape))
 
 
 @pytest.mark.parametrize("check", ALL_GATE_CHECKS)
@@ -196,6 +200,25 @@ def test_a_gate_is_open_where_all_its_checks_pass_slot_by_slot():
         assert torch.equal(report.gate_RS(gate), expected)
 
 
+@pytest.mark.parametrize(
+    ("check", "limit", "multiple"), [(Check.INCUBATOR_GAIN, 0.25, -1.0), (Check.CONTRIBUTION, -0.5, 2.0)]
+)
+def test_a_worth_is_compared_with_its_limit_and_its_standard_errors(check, limit, multiple):
+    field = FIELD[check]
+    slots = SlotTensors.empty(2, 3)
+    error = torch.tensor([0.0, 0.25, 0.5])
+    bound = limit + multiple * error
+    setattr(slots, f"{field}_se", error.repeat(2, 1))
+    setattr(slots, field, torch.stack([bound, torch.nextafter(bound, torch.tensor(INF))]))
+    report = Gates(LIMITS, "cpu").report(slots, torch.ones(2))
+    at = ALL_GATE_CHECKS.index(check)
+    assert report.passed_CRS[at].tolist() == [[False] * 3, [True] * 3]
+    assert torch.equal(report.limit_CRS[at], bound.repeat(2, 1))
+    for unmeasured in (NAN, INF):
+        getattr(slots, f"{field}_se").fill_(unmeasured)
+        assert not Gates(LIMITS, "cpu").report(slots, torch.ones(2)).passed_CRS[at].any()
+
+
 @pytest.mark.parametrize("unknown", [0, 4, 6, None, "G2"])
 def test_an_unknown_gate_raises(unknown):
     with pytest.raises(KeyError):
@@ -206,13 +229,13 @@ def test_every_gate_and_check_is_reported_once():
     assert sorted(GATE_OF_STAGE.values()) == sorted(Gate)
     assert len(set(ALL_GATE_CHECKS)) == len(ALL_GATE_CHECKS)
     report = Gates(LIMITS, "cpu").report(SlotTensors.empty(4, 3), torch.ones(4))
-    assert report.value_CRS.shape == report.passed_CRS.shape == (len(ALL_GATE_CHECKS), 4, 3)
+    assert report.value_CRS.shape == report.passed_CRS.shape == report.limit_CRS.shape == (len(ALL_GATE_CHECKS), 4, 3)
     assert report.value_CRS.dtype == torch.float32
     assert report.passed_CRS.dtype == torch.bool
-    assert report.limit_C.shape == (len(ALL_GATE_CHECKS),)
 
 
 quantity = st.sampled_from([NAN, INF, -INF, 0.0, -0.5, 0.01, 0.25, 1.0, 30.0, 1e6])
+error = st.sampled_from([NAN, INF, 0.0, 0.125, 1.0])
 cell = st.fixed_dictionaries(
     {
         "stage_age": st.integers(0, 8),
@@ -221,6 +244,8 @@ cell = st.fixed_dictionaries(
         "gradient_norm": st.sampled_from([NAN, INF, 0.0, 1.0, 1e30]),
         "gradient_ratio": st.sampled_from([NAN, INF, 0.0, 0.005, 0.5, 29.0, 31.0]),
         "contribution": quantity,
+        "incubator_gain_se": error,
+        "contribution_se": error,
     }
 )
 

@@ -32,7 +32,7 @@ def passing(*failing: Check, rows: int = 1) -> GateReport:
     """Every check of every slot passes, but for these."""
     passed = torch.tensor([check not in failing for check in ALL_GATE_CHECKS])[:, None, None]
     passed = passed.expand(-1, rows, SLOTS.slots).clone()
-    return GateReport(passed.float(), passed, torch.zeros(len(ALL_GATE_CHECKS)))
+    return GateReport(passed.float(), passed, torch.zeros(passed.shape))
 
 
 def action_of(op: Op, slot: int = 2, **heads: int) -> list[int]:

@@ -106,8 +106,8 @@ class Growth(RuleBasedStateMachine):
 
     def _push(self, first: int, heads: list[list[int]]) -> None:
         slots = self.population.slots
-        for name in MEASURED:
-            getattr(slots, name).masked_fill_(slots.seed_id >= 0, 1.0)
+        for name, value in MEASURED.items():
+            getattr(slots, name).masked_fill_(slots.seed_id >= 0, value)
         legal_ROS = legal_ops(slots, self.population.fits_SB)
         actions = []
         for row in range(self.rows):

@@ -96,13 +96,26 @@ def test_evaluation_uses_the_statistics_and_leaves_them(axes):
     assert all(torch.equal(a, b) for a, b in zip(buffers, before, strict=True))
 
 
+@pytest.mark.parametrize("axes", [0, 1, 2])
+def test_own_statistics_are_those_of_training_and_change_nothing(axes):
+    layer = RowBatchNorm(2, axes)
+    theta = torch.tensor([[1.0, 2.0, 0.5, 0.0]] * 2)
+    buffers = [torch.full((2, *b.shape), b.low) for b in layer.buffers]
+    before = [b.clone() for b in buffers]
+    x = torch.randn(2, 6, 2) if axes == 0 else torch.randn(6, 4, *EXTENT[axes])
+    own = layer.forward(x, layer.split(theta), buffers, statistics=Statistics.OWN)
+    assert all(torch.equal(a, b) for a, b in zip(buffers, before, strict=True))
+    assert torch.equal(own, layer.forward(x, layer.split(theta), buffers, statistics=Statistics.UPDATED))
+    assert not any(torch.equal(a, b) for a, b in zip(buffers, before, strict=True))
+
+
 @lanes
 @pytest.mark.parametrize("axes", [0, 1, 2])
 def test_group_norm_of_a_single_value_is_its_bias(axes, lanes):
     layer = RowGroupNorm(1, 1, axes)
     x = 3 + torch.arange(1.0 * lanes).view(lanes, 1, 1) if axes == 0 else torch.randn(1, lanes, *[1] * axes)
     theta = torch.stack((torch.full((lanes,), 2.0), torch.arange(lanes) + 0.5), 1)
-    y = layer.forward(x, layer.split(theta), (), training=True)
+    y = layer.forward(x, layer.split(theta), (), statistics=Statistics.UPDATED)
     assert y.shape == x.shape
     assert y.flatten().tolist() == pytest.approx(theta[:, 1].tolist(), abs=1e-2)
 

@@ -20,7 +20,7 @@ gates = pytest.mark.parametrize("gate", list(Gate), ids=lambda g: g.name)
 
 
 def report(passed_CRS):
-    return GateReport(torch.zeros(passed_CRS.shape), passed_CRS, torch.zeros(len(passed_CRS)))
+    return GateReport(torch.zeros(passed_CRS.shape), passed_CRS, torch.zeros(passed_CRS.shape))
 
 
 def test_gates_stand_in_front_of_every_stage_that_is_entered_by_choice():

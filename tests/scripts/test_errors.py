@@ -95,7 +95,7 @@ IMPASSABLE = """Error parsing __tyro-dummy-inner__.config.growth.gates:
 1 validation error for GateConfig
   Value error, min_gradient_ratio must be below
 max_gradient_ratio [type=value_error,
-input_value={'min_training_decisions'...'min_contribution': 0.0},
+input_value={'min_training_decisions'...'contribution_errors': 2.0},
 input_type=dict]"""
 PERHAPS = "Perhaps you meant:\n    --horizon INT\n        Decisions of an episode. (default: 60)"
 BOXES = {

@@ -66,7 +66,15 @@ def test_the_limits_of_the_gates(walk):
     gates = walk.episode.config.growth.gates
     assert limits[0] is None
     assert set(limits) >= {gates.min_training_decisions, gates.min_probation_decisions, gates.max_gradient_ratio}
-    assert limits == [pytest.approx(limit) if np.isfinite(limit) else None for limit in walk.steps[0].limit_C]
+    first = walk.steps[0].limit_CRS[:, 0, 0]
+    errors = values(walk.path, "SELECT standard_errors FROM gate_check ORDER BY position")
+    for limit, multiple, told in zip(limits, errors, first, strict=True):
+        if multiple is None:
+            assert limit == (pytest.approx(told) if np.isfinite(told) else None)
+    assert sorted(multiple for multiple in errors if multiple is not None) == [
+        gates.incubator_gain_errors,
+        gates.contribution_errors,
+    ]
 
 
 def test_the_end_of_every_episode(walk):

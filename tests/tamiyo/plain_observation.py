@@ -106,7 +106,7 @@ def random_views(seed: int, rows: int, slots: int, decisions: int = 1) -> list[P
                 slots=random_slots(dice, rows, slots),
                 slot_config=config,
                 fits_SB=torch.ones(slots, len(Blueprint), dtype=torch.bool),
-                gates=GateReport(torch.zeros(checks, rows, slots), passed_CRS, torch.zeros(checks)),
+                gates=GateReport(torch.zeros(checks, rows, slots), passed_CRS, torch.zeros(checks, rows, slots)),
                 train_loss_R=torch.tensor(losses[0]),
                 val_loss_R=torch.tensor(losses[1]),
                 val_accuracy_R=torch.tensor([dice.choice((NAN, 0.0, dice.random(), 1.0)) for _ in range(rows)]),
@@ -126,7 +126,7 @@ def mapped(view: PopulationView, f: Callable[[torch.Tensor, int], torch.Tensor])
     return replace(
         view,
         slots=SlotTensors(**{name: f(tensor, 0) for name, tensor in vars(view.slots).items()}),
-        gates=GateReport(f(gates.value_CRS, 1), f(gates.passed_CRS, 1), gates.limit_C),
+        gates=GateReport(f(gates.value_CRS, 1), f(gates.passed_CRS, 1), f(gates.limit_CRS, 1)),
         **{n: f(getattr(view, n), 0) for n in ("train_loss_R", "val_loss_R", "val_accuracy_R", "price_R")},
         last=None if last is None else Outcome(**{name: f(tensor, 0) for name, tensor in vars(last).items()}),
         last_action_RH=None if view.last_action_RH is None else f(view.last_action_RH, 0),

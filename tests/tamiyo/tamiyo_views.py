@@ -49,7 +49,7 @@ def view_of(
     above = torch.tensor([c not in LIMITS for c in ALL_GATE_CHECKS], device=slots.device)[:, None, None]
     passed_CRS = torch.where(above, value_CRS > limit_C[:, None, None], value_CRS >= limit_C[:, None, None])
     loss = torch.tensor(loss_R or [1.0] * slots.rows, device=slots.device)
-    gates = GateReport(value_CRS, passed_CRS, limit_C)
+    gates = GateReport(value_CRS, passed_CRS, limit_C[:, None, None].expand_as(value_CRS).clone())
     fits = FITS_SB.to(slots.device, copy=True)
     price = torch.zeros(slots.rows, device=slots.device)
     return PopulationView(

@@ -71,7 +71,7 @@ def test_probation_ends_in_a_commit_or_a_cull(change: dict[str, float], op: Op) 
 def test_a_positive_contribution_below_the_limit_is_neither_committed_nor_culled() -> None:
     for age in (3, 40):
         view = view_of(slots_of(GOOD | {"stage_age": age}, FULL, FULL), deny=Check.CONTRIBUTION)
-        view.gates.limit_C.fill_(0.5)
+        view.gates.limit_CRS.fill_(0.5)
         assert act(make("heuristic"), view)[0, Head.OP] == Op.WAIT
 
 

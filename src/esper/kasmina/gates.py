@@ -1,6 +1,6 @@
 """What each gate says of each slot. Shapes: C gate checks, R rows, S slots.
 
-A check whose quantity was not measured (NaN), or is infinite, fails.
+A check whose quantity, or its standard error, was not measured (NaN), or is infinite, fails.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from esper.leyline.checks import ALL_GATE_CHECKS, Check, GateReport
+from esper.leyline.checks import ALL_GATE_CHECKS, WORTH_CHECKS, Check, GateReport
 from esper.leyline.config import GateConfig
 from esper.leyline.slots import AlphaMode, SlotTensors
 
@@ -16,6 +16,26 @@ _UPPER = frozenset({Check.HOST_LOSS, Check.GRADIENT_FINITE, Check.GRADIENT_EXPLO
 """Checks whose limit is an upper one; the others ask for at least, or more than, theirs."""
 _INCLUSIVE = frozenset({Check.TRAINING_DECISIONS, Check.PROBATION_DECISIONS, Check.ALPHA_AT_TARGET})
 """Checks that the limit itself passes."""
+
+
+def gate_limits(config: GateConfig) -> dict[Check, float]:
+    """Limit of every check; infinite where finite is all that is asked."""
+    return {
+        Check.HOST_LOSS: torch.inf,
+        Check.TRAINING_DECISIONS: config.min_training_decisions,
+        Check.GRADIENT_FINITE: torch.inf,
+        Check.GRADIENT_VANISHING: config.min_gradient_ratio,
+        Check.GRADIENT_EXPLODING: config.max_gradient_ratio,
+        Check.INCUBATOR_GAIN: config.min_incubator_gain,
+        Check.ALPHA_AT_TARGET: 0.0,
+        Check.PROBATION_DECISIONS: config.min_probation_decisions,
+        Check.CONTRIBUTION: config.min_contribution,
+    }
+
+
+def gate_errors(config: GateConfig) -> dict[Check, float]:
+    """Multiple of the standard error that is added to the limit of each of `WORTH_CHECKS`."""
+    return {Check.INCUBATOR_GAIN: config.incubator_gain_errors, Check.CONTRIBUTION: config.contribution_errors}
 
 
 class Gates:
@@ -30,21 +50,11 @@ class Gates:
     """
 
     def __init__(self, config: GateConfig, device: torch.device | str) -> None:
-        limits = {
-            Check.HOST_LOSS: torch.inf,
-            Check.TRAINING_DECISIONS: config.min_training_decisions,
-            Check.GRADIENT_FINITE: torch.inf,
-            Check.GRADIENT_VANISHING: config.min_gradient_ratio,
-            Check.GRADIENT_EXPLODING: config.max_gradient_ratio,
-            Check.INCUBATOR_GAIN: config.min_incubator_gain,
-            Check.ALPHA_AT_TARGET: 0.0,
-            Check.PROBATION_DECISIONS: config.min_probation_decisions,
-            Check.CONTRIBUTION: config.min_contribution,
-        }
-        self._limit_C = torch.tensor([float(limits[c]) for c in ALL_GATE_CHECKS], device=device)
+        limits = gate_limits(config)
+        self._limit_C = torch.tensor([float(limits[c]) for c in ALL_GATE_CHECKS], device=device)[:, None, None]
+        self._errors = gate_errors(config)
         sign = [-1.0 if c in _UPPER else 1.0 for c in ALL_GATE_CHECKS]
         self._sign_C = torch.tensor(sign, device=device)[:, None, None]
-        self._bound_C = self._limit_C[:, None, None] * self._sign_C
         self._inclusive_C = torch.tensor([c in _INCLUSIVE for c in ALL_GATE_CHECKS], device=device)[:, None, None]
 
     def report(self, slots: SlotTensors, host_loss_R: Tensor) -> GateReport:
@@ -73,8 +83,13 @@ class Gates:
             Check.CONTRIBUTION: slots.contribution,
         }
         value_CRS = torch.stack([value[c] for c in ALL_GATE_CHECKS])
-        signed_CRS = value_CRS * self._sign_C
-        passed_CRS = signed_CRS > self._bound_C
-        passed_CRS |= (signed_CRS == self._bound_C) & self._inclusive_C
+        error = {Check.INCUBATOR_GAIN: slots.incubator_gain_se, Check.CONTRIBUTION: slots.contribution_se}
+        limit_CRS = self._limit_C.expand_as(value_CRS).clone()
+        for check in WORTH_CHECKS:
+            error_RS = error[check].masked_fill(~error[check].isfinite(), torch.nan)
+            limit_CRS[ALL_GATE_CHECKS.index(check)] += self._errors[check] * error_RS
+        signed_CRS, bound_CRS = value_CRS * self._sign_C, limit_CRS * self._sign_C
+        passed_CRS = signed_CRS > bound_CRS
+        passed_CRS |= (signed_CRS == bound_CRS) & self._inclusive_C
         passed_CRS &= value_CRS.isfinite()
-        return GateReport(value_CRS, passed_CRS, self._limit_C)
+        return GateReport(value_CRS, passed_CRS, limit_CRS)

@@ -61,6 +61,8 @@ GATE_CHECKS: dict[Gate, tuple[Check, ...]] = {
     Gate.G3: (Check.ALPHA_AT_TARGET,),
     Gate.G5: (Check.PROBATION_DECISIONS, Check.CONTRIBUTION),
 }
+WORTH_CHECKS = (Check.INCUBATOR_GAIN, Check.CONTRIBUTION)
+"""Checks of a measured worth (nats), which comes with a standard error."""
 ALL_GATE_CHECKS: tuple[Check, ...] = tuple(c for checks in GATE_CHECKS.values() for c in checks)
 
 CHECK_TEXT: dict[Check, str] = {
@@ -91,13 +93,14 @@ class GateReport:
         Measured values (float32, NaN where not measured).
     passed_CRS
         Bool; an unmeasured value never passes.
-    limit_C
-        The limits.
+    limit_CRS
+        What the values were compared with: the limit, plus the asked multiple of the value's standard error where it
+        has one (float32).
     """
 
     value_CRS: torch.Tensor
     passed_CRS: torch.Tensor
-    limit_C: torch.Tensor
+    limit_CRS: torch.Tensor
 
     def gate_RS(self, gate: Gate) -> torch.Tensor:
         """Bool [R, S]: every check of the gate passed."""

@@ -90,7 +90,9 @@ class GateConfig(Frozen):
     min_training_decisions: Positive = 3
     """G2: decisions in TRAINING."""
     min_incubator_gain: Finite = 0.0
-    """G2: incubator gain above this (nats)."""
+    """G2: incubator gain above this (nats),"""
+    incubator_gain_errors: Finite = 0.0
+    """plus so many of its standard errors."""
     min_gradient_ratio: NonNegative = 1e-3
     """G2: a gradient not above this, relative to the host's, is vanishing."""
     max_gradient_ratio: Rate = 1e3
@@ -98,7 +100,9 @@ class GateConfig(Frozen):
     min_probation_decisions: Positive = 3
     """G5: decisions in PROBATIONARY."""
     min_contribution: Finite = 0.0
-    """G5: contribution above this (nats)."""
+    """G5: contribution above this (nats),"""
+    contribution_errors: Finite = 2.0
+    """plus so many of its standard errors: the test is repeated at every decision, and would pass noise."""
 
     @model_validator(mode="after")
     def _passable(self) -> Self:

@@ -13,7 +13,7 @@ STORE = "run.sqlite"
 """Name of the store in a run's folder."""
 APPLICATION_ID = 0x45535052
 """Marks a SQLite file as an Esper store ("ESPR")."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Goes up with every change of schema.sql."""
 OLDEST_SQLITE = (3, 37, 0)
 """The first with STRICT tables."""

@@ -47,6 +47,7 @@ CREATE TABLE gate_check (
     quantity TEXT NOT NULL,                 -- column of `transition` that holds its value
     meaning TEXT NOT NULL,                  -- in words, with the unit
     limit_value REAL,                       -- NULL: the value only has to be finite
+    standard_errors REAL,                   -- of the value, so many are added to the limit; NULL: it has none
     UNIQUE (gate, check_name)
 ) STRICT;
 
@@ -235,6 +236,7 @@ CREATE TABLE transition (
     alpha_distance REAL,
     probation_decisions INTEGER,
     contribution_nats REAL,
+    limit_nats REAL,                        -- that incubator gain (G2) or contribution (G5) had to be above, errors included
     PRIMARY KEY (round, decision, row, step)
 ) STRICT, WITHOUT ROWID;
 

@@ -24,7 +24,7 @@ from esper.leyline.actions import (
     Operator,
     Style,
 )
-from esper.leyline.checks import ALL_GATE_CHECKS, CHECK_TEXT, Check, Gate
+from esper.leyline.checks import ALL_GATE_CHECKS, CHECK_TEXT, WORTH_CHECKS, Check, Gate
 from esper.leyline.panics import PANIC_TEXT, Panic
 from esper.leyline.slots import Structure
 from esper.leyline.stages import OCCUPIED_STAGES, STAGE_COUNT, Stage, stage_table
@@ -97,7 +97,7 @@ def merge(steps: Sequence[Step]) -> Step:
     arrays: dict[str, Any] = {
         field.name: joined([getattr(step, field.name) for step in steps], int(field.name.endswith("_CRS")))
         for field in fields(Step)
-        if field.name not in ("decision", "limit_C", "structure", "slots", "reward")
+        if field.name not in ("decision", "structure", "slots", "reward")
     }
     structure = {f.name: joined([getattr(s.structure, f.name) for s in steps]) for f in fields(Structure)}
     slots = {name: joined([step.slots[name] for step in steps]) for name in first.slots}
@@ -185,6 +185,7 @@ def transition_columns(told: Transitions, parameters_SBO: np.ndarray) -> Columns
         "refused_by": _CHECKS[told.refused_by],
         "failed_checks": _failed(told.passed_NC),
         "reason": np.where(governor, PANICS[told.panic], reason),
+        "limit_nats": _worth_limit(told),
         **quantities,
     }
 
@@ -193,6 +194,14 @@ def _failed(passed_NC: np.ndarray) -> np.ndarray:
     """Names of the checks that failed, joined by commas."""
     named: np.ndarray = _FAILURES[~passed_NC @ _CHECK_BITS]
     return named
+
+
+def _worth_limit(told: Transitions) -> np.ndarray:
+    """What a measured worth had to be above (nats), NaN where none was asked for: a gate asks for at most one."""
+    at = [ALL_GATE_CHECKS.index(check) for check in WORTH_CHECKS]
+    first_N, second_N = told.limit_NC[:, at].astype(float).T
+    limit_N: np.ndarray = np.where(np.isnan(first_N), second_N, first_N)
+    return limit_N
 
 
 def _look_up(table: np.ndarray, index: np.ndarray, used: np.ndarray) -> np.ndarray:

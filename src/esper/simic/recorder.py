@@ -18,8 +18,10 @@ import numpy as np
 from torch import Tensor
 
 from esper.kasmina.blueprints.registry import seed_cost
+from esper.kasmina.gates import gate_errors, gate_limits
 from esper.leyline.actions import Blueprint, Operator
-from esper.leyline.config import PopulationConfig, RunConfig, TrainConfig
+from esper.leyline.checks import ALL_GATE_CHECKS
+from esper.leyline.config import GateConfig, PopulationConfig, RunConfig, TrainConfig
 from esper.leyline.panics import Panic
 from esper.leyline.stages import BLENDED_STAGES, Stage, stage_table
 from esper.nissa.machine import hardware, software
@@ -231,8 +233,7 @@ class RoundRecorder:
             Change("round", {"decisions": last.decision + 1, **means}, {"round": self._number}),
         ]
         if first.decision == 0:
-            limits = np.where(np.isfinite(first.limit_C), first.limit_C, np.nan).tolist()
-            writes += [Change("gate_check", {"limit_value": x}, {"position": c}) for c, x in enumerate(limits)]
+            writes += _gate_checks(self._episode.config.growth.gates)
         tables = {"transition": transition_columns(transitions_of(merged), self._seed_parameters_SBO)}
         if self._full:
             tables |= {"decision": decision_columns(merged), "slot": slot_columns(merged)}
@@ -241,6 +242,22 @@ class RoundRecorder:
             place = {"round": self._number, "decision": number + first.decision, "row": row}
             writes.append(Rows(table, columns | place))
         return writes
+
+
+def _gate_checks(config: GateConfig) -> list[Change]:
+    """Limits of the gates, and how many standard errors are added to them."""
+    limits, errors = gate_limits(config), gate_errors(config)
+    return [
+        Change(
+            "gate_check",
+            {
+                "limit_value": limits[check] if np.isfinite(limits[check]) else None,
+                "standard_errors": errors.get(check),
+            },
+            {"position": at},
+        )
+        for at, check in enumerate(ALL_GATE_CHECKS)
+    ]
 
 
 def _as_given(values_R: Tensor) -> np.ndarray:

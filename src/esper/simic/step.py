@@ -25,7 +25,7 @@ class Step:
         Number of the decision, from 0.
     action_RH, accepted_R, refused_by_R, before_R, after_R
         What was asked, and what came of it (values of `Check` and `Stage`).
-    value_CRS, passed_CRS, limit_C
+    value_CRS, passed_CRS, limit_CRS
         The gates before the action.
     structure
         Stages and seeds before the action.
@@ -53,7 +53,7 @@ class Step:
     after_R: np.ndarray
     value_CRS: np.ndarray
     passed_CRS: np.ndarray
-    limit_C: np.ndarray
+    limit_CRS: np.ndarray
     structure: Structure
     legal_RO: np.ndarray
     log_prob_RH: np.ndarray

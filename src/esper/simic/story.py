@@ -156,6 +156,7 @@ class Transitions:
     refused_by: np.ndarray
     gate: np.ndarray
     value_NC: np.ndarray
+    limit_NC: np.ndarray
     passed_NC: np.ndarray
 
 
@@ -210,6 +211,7 @@ def transitions_of(step: Step) -> Transitions:
         refused_by=refused_by,
         gate=gate,
         value_NC=np.where(theirs_NC, step.value_CRS[:, at[0], at[1]].T, np.nan),
+        limit_NC=np.where(theirs_NC, step.limit_CRS[:, at[0], at[1]].T, np.nan),
         passed_NC=step.passed_CRS[:, at[0], at[1]].T | ~theirs_NC,
     )
 
@@ -236,7 +238,7 @@ def _event(told: Transitions, step: Step, number: int, slots: SlotConfig) -> Eve
         accepted=accepted,
         refused_by=None if accepted else refused.name,
         detail=_choices(step, row, Op(op)) if known else {},
-        checks=tuple(_check_result(told, step, number, at) for at in _checks_of(int(told.gate[number]))),
+        checks=tuple(_check_result(told, number, at) for at in _checks_of(int(told.gate[number]))),
         panic=panic,
     )
 
@@ -245,8 +247,8 @@ def _checks_of(gate: int) -> list[int]:
     return np.flatnonzero(gate == _GATE_OF_CHECK).tolist()
 
 
-def _check_result(told: Transitions, step: Step, number: int, at: int) -> CheckResult:
-    value, limit = float(told.value_NC[number, at]), float(step.limit_C[at])
+def _check_result(told: Transitions, number: int, at: int) -> CheckResult:
+    value, limit = float(told.value_NC[number, at]), float(told.limit_NC[number, at])
     return CheckResult(ALL_GATE_CHECKS[at].name, _number(value), _number(limit), bool(told.passed_NC[number, at]))
 
 
@@ -272,5 +274,5 @@ def _number(value: float) -> float | None:
 
 def _in_words(check: CheckResult) -> str:
     value = "not measured" if check.value is None else f"{check.value:.4g}"
-    limit = "" if check.limit is None else f" (limit {check.limit:g})"
+    limit = "" if check.limit is None else f" (limit {check.limit:.4g})"
     return f"{CHECK_TEXT[Check[check.name]]} {value}{limit} {'passed' if check.passed else 'refused'}"

@@ -138,7 +138,7 @@ ACTIONS = every_action()
 
 def gates(rows: int, passed: bool) -> GateReport:
     shape = (len(ALL_GATE_CHECKS), rows, SLOTS.slots)
-    return GateReport(torch.zeros(shape), torch.full(shape, passed), torch.zeros(shape[0]))
+    return GateReport(torch.zeros(shape), torch.full(shape, passed), torch.zeros(shape))
 
 
 def reachable(lifecycle: Lifecycle, fits_SB: torch.Tensor, seed: int) -> SlotTensors:

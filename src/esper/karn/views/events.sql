@@ -1,7 +1,7 @@
 -- What happened, when, and why?
 -- Every transition asked for or made by the clock or the governor. `why`: the check that decided, with its value and limit.
 WITH judged AS (
-    SELECT t.*, meaning, limit_value, CASE quantity
+    SELECT t.*, meaning, iif(standard_errors IS NULL, limit_value, limit_nats) AS bound, CASE quantity
         WHEN 'host_loss_nats' THEN host_loss_nats WHEN 'training_decisions' THEN training_decisions
         WHEN 'gradient_norm' THEN gradient_norm WHEN 'gradient_ratio' THEN gradient_ratio
         WHEN 'incubator_gain_nats' THEN incubator_gain_nats WHEN 'alpha_distance' THEN alpha_distance
@@ -11,5 +11,5 @@ WITH judged AS (
 SELECT
     round, arm, decision, row, slot, seed, blueprint, operator, actor, op, before, after, allowed, failed_checks,
     coalesce(reason, meaning || ' ' || iif(seen IS NULL, 'not measured', printf('%.4g', seen))
-        || iif(limit_value IS NULL, '', printf(' (limit %g)', limit_value))) AS why
+        || iif(bound IS NULL, '', printf(' (limit %.4g)', bound))) AS why
 FROM judged JOIN round USING (round) ORDER BY round, decision, row, step

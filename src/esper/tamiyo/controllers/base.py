@@ -120,8 +120,8 @@ def passing(view: PopulationView) -> tuple[torch.Tensor, torch.Tensor]:
 
 def time_to_commit(view: PopulationView, tempo: int) -> torch.Tensor:
     """Bool scalar: a seed germinated now can be committed before the horizon, if no gate delays it."""
-    training = view.gates.limit_C[ALL_GATE_CHECKS.index(Check.TRAINING_DECISIONS)]
-    probation = view.gates.limit_C[ALL_GATE_CHECKS.index(Check.PROBATION_DECISIONS)]
+    training = view.gates.limit_CRS[ALL_GATE_CHECKS.index(Check.TRAINING_DECISIONS)].amax()
+    probation = view.gates.limit_CRS[ALL_GATE_CHECKS.index(Check.PROBATION_DECISIONS)].amax()
     # One decision as GERMINATED comes before these stages, and one that fossilizes after them.
     return training + probation + (tempo + 2) <= view.horizon - view.decision
 

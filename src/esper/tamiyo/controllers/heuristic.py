@@ -135,7 +135,7 @@ class HeuristicController(PlainController):
         """Bool [R, S]: a seed that had its time and showed nothing; never one that contributes."""
         slots, gates, config = self._view.slots, self._view.gates, self._config
         old_enough_RS = gates.passed_CRS[ALL_GATE_CHECKS.index(Check.PROBATION_DECISIONS)]
-        too_little_RS = slots.contribution <= gates.limit_C[ALL_GATE_CHECKS.index(Check.CONTRIBUTION)]
+        too_little_RS = slots.contribution <= gates.limit_CRS[ALL_GATE_CHECKS.index(Check.CONTRIBUTION)]
         idle_RS = (slots.stage == int(Stage.TRAINING)) & (slots.stage_age > config.max_training)
         failed_RS = (old_enough_RS & too_little_RS) | (slots.stage_age > config.max_probation)
         # `~(x > 0)` and not `x <= 0`: a contribution that could not be measured does not protect a seed.
