@@ -35,7 +35,7 @@ HOST_NORMS = {
     SiteKind.SIGNAL: ("none", "batch", "group"),
     SiteKind.IMAGE: ("none", "batch", "group"),
 }
-LANE_STATE = ("theta", "first", "second", "steps", "decay")
+LANE_STATE = ("theta", "first", "second", "steps", "decay", "birth_N")
 """What a lane of a bank carries from update to update, its buffers aside."""
 HOSTS = "hosts"
 

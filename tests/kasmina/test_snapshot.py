@@ -40,6 +40,7 @@ def scrambled(population, seed=0):
         for tensor in (bank.theta, bank.first, bank.second, *bank.buffers):
             tensor.detach().copy_(draw(seed + number, *tensor.shape).abs())
         bank.steps += 3
+        bank.birth_N.fill_(number)
         bank.decay *= 0.5
 
 
@@ -82,6 +83,7 @@ def test_a_committed_seed_returns_and_a_later_one_does_not():
     # The lanes of other banks come and go in between.
     perform(population, {BACK: [germinate(1, second, Operator.ADD), *to_fossilized(1)]})
     scrambled(population, 50)
+    born = {id(bank): bank.birth_N.clone() for bank in population.banks}
     snapshot.restore(back(BACK))
     population.settle()
     for bank, (theta, row) in zip(population.banks, kept, strict=True):
@@ -92,6 +94,8 @@ def test_a_committed_seed_returns_and_a_later_one_does_not():
         assert (bank.second[BACK] == 0).all()
         assert (bank.steps[BACK], *bank.decay[BACK].tolist()) == (0, 1, 1)
         assert bank.steps[0] > 0
+    # When a lane was born stays true: no curve of a learning rate begins again.
+    assert all(torch.equal(bank.birth_N, born[id(bank)]) and (bank.birth_N >= 0).all() for bank in population.banks)
     slots = population.slots
     for name, values in good.items():
         torch.testing.assert_close(getattr(slots, name)[BACK, 0], values[BACK, 0], rtol=0, atol=0, equal_nan=True)

@@ -9,17 +9,19 @@ from torch.nn.functional import cross_entropy
 
 from esper.kasmina.population import Population
 from esper.kasmina.rows.core import Statistics
-from esper.leyline.actions import Operator, SiteKind
+from esper.leyline.actions import Blueprint, Operator, SiteKind
 from esper.leyline.stages import Stage
 from esper.tolaria import training
 from esper.tolaria.datasets import Split
-from esper.tolaria.schedule import rate_factor
+from esper.tolaria.schedule import Rates, rate_factor
 from esper.tolaria.training import Trainer, example_losses
 from helpers.population_tools import (
     BLUEPRINTS,
+    HOSTS,
     KINDS,
     Wish,
     audit,
+    banks_by_key,
     bring,
     decide,
     lanes_of_row,
@@ -176,26 +178,87 @@ def test_losses_are_of_each_example_and_never_in_half_precision():
     assert example_losses(logits.double(), target).dtype == torch.float64
 
 
-def rates_of(trainer: Trainer) -> list[float]:
-    """Rates of the next two updates, as the optimizer is given them."""
-    seen: list[float] = []
-    step = trainer.optimizer.step
+def rates_of(trainer: Trainer, updates: int = 2) -> list[dict[object, list[float]]]:
+    """Rates of the next updates by bank (see `banks_by_key`), as the optimizer is given them."""
+    seen: list[dict[object, list[float]]] = []
+    step, keys = trainer.optimizer.step, {id(bank): key for key, bank in banks_by_key(trainer.population).items()}
 
     def spy(banks, grads, rates, active):
-        seen.append(rates[0][0].item())
+        seen.append({keys[id(bank)]: rate.tolist() for bank, rate in zip(banks, rates, strict=True)})
         step(banks, grads, rates, active)
 
     trainer.optimizer.step = spy
-    trainer.run(2)
+    trainer.run(updates)
+    trainer.optimizer.step = step
     return seen
 
 
 def test_rates_follow_the_schedule_of_the_whole_run():
     population = populate(SiteKind.VECTOR, [0], dtype=torch.float64)
     trainer = train_on(population, [0], make_split(SiteKind.VECTOR, 20, torch.float64), total=40, warmup=0.5)
-    assert rates_of(trainer) == pytest.approx([0.02 * rate_factor(n, 40, trainer.config) for n in (0, 1)])
+    expected = [{HOSTS: [pytest.approx(0.02 * rate_factor(n, 40, trainer.config))]} for n in (0, 1)]
+    assert rates_of(trainer) == expected
     trainer.update = 38
-    assert rates_of(trainer)[-1] == pytest.approx(0.02 * 0.01)
+    assert rates_of(trainer)[-1][HOSTS] == pytest.approx([0.02 * 0.01])
+
+
+@kinds
+def test_a_seed_that_is_born_late_learns_at_a_rate_of_its_own(kind: SiteKind):
+    """Nearly over for the host, the run has just begun for it; its gate is as old as it is."""
+    population = populate(kind, ROWS)
+    trainer = train_on(population, ROWS, make_split(kind, 32), total=40, warmup=0.1)
+    trainer.run(30)
+    bring(population, {(1, 0): Wish(BLUEPRINTS[kind][0], Stage.GERMINATED, GATE)})
+    trainer.run(4)
+    bring(population, {(1, 0): Wish(BLUEPRINTS[kind][0], Stage.TRAINING, GATE)})
+    at = rates_of(trainer, 6)
+    seed = (0, BLUEPRINTS[kind][0])
+    own = Rates(torch.tensor([34]), torch.tensor([0.02]), 40, trainer.config)
+    assert [rates[seed] for rates in at] == [own.at(34 + n).tolist() for n in range(6)]
+    assert [rates["gate", 0] for rates in at] == [rates[seed] for rates in at]
+    assert min(rates[seed][0] for rates in at) > 2 * max(rates[HOSTS][1] for rates in at)
+
+
+@kinds
+@pytest.mark.parametrize("method", ["adamw", "sgd"])
+def test_seeds_that_stand_from_the_start_follow_their_host(kind: SiteKind, method: str):
+    """A static network is one network: to the last bit, also where an update is skipped."""
+    population = populate(kind, ROWS)
+    planted_RS = torch.zeros(4, 2, dtype=torch.int64)
+    planted_RS[[0, 2], [1, 0]] = int(BLUEPRINTS[kind][0])
+    population.plant(planted_RS)
+    trainer = train_on(population, ROWS, make_split(kind, 32), method=method)
+    trainer.rate_R[2] = 0.07
+    sane = trainer.data.x[:].clone()
+    at = rates_of(trainer, 12)
+    trainer.data.x.fill_(math.nan)
+    at += rates_of(trainer, 1)
+    trainer.data.x.copy_(sane)
+    at += rates_of(trainer, 27)
+    for update, rates in enumerate(at):
+        hosts = (trainer.rate_R * rate_factor(update, 40, trainer.config)).tolist()
+        assert rates[HOSTS] == hosts
+        assert {key: rate for key, rate in rates.items() if key != HOSTS} == {
+            (0, BLUEPRINTS[kind][0]): [hosts[2]],
+            (1, BLUEPRINTS[kind][0]): [hosts[0]],
+        }
+
+
+def test_a_seed_that_is_born_late_still_learns_what_its_host_cannot():
+    """In the last tenth of a run, where the rate of the host is below a fortieth of its peak."""
+    x = torch.randn(128, 7, generator=torch.Generator().manual_seed(3))
+    # A linear host can only guess.
+    data = Split(x, (x[:, 0] * x[:, 1] > 0).long())
+    population = populate(SiteKind.VECTOR, ROWS, widths=(8, 8), activation="none")
+    trainer = train_on(population, ROWS, data, total=600, batch_size=32)
+    trainer.run(540)
+    planted_RS = torch.zeros(4, 2, dtype=torch.int64)
+    planted_RS[:2, 0] = int(Blueprint.MLP_LARGE)
+    population.plant(planted_RS)
+    trainer.run(50)
+    loss_R = trainer.run(10)
+    assert (loss_R[2:] > 0.65).all()
+    assert (loss_R[:2] < 0.6).all()
 
 
 @kinds

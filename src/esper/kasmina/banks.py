@@ -18,7 +18,7 @@ from esper.kasmina.rows.core import RowLayer
 from esper.leyline.state import Tensors, fitting, put_back, taken
 from esper.leyline.streams import Stream
 
-_TABLES = ("theta", "first", "second", "steps", "decay", "norm_sum", "kept")
+_TABLES = ("theta", "first", "second", "steps", "decay", "birth_N", "norm_sum", "kept")
 
 
 class Bank:
@@ -39,6 +39,8 @@ class Bank:
     decay
         Product of the betas over the updates that each lane made [N, 2], float64. A running product, because a power
         rounds differently with the number of lanes, and no lane may notice another.
+    birth_N
+        Int64: update of the run in which the lane first learned, -1 before. A rollback changes nothing of it.
     norm_sum
         Sum of gradient norms since `start_decision` [N].
     kept, kept_buffers
@@ -63,6 +65,7 @@ class Bank:
         self.scratch = torch.empty_like(self.theta)
         self.steps = torch.empty(0, device=device, dtype=dtype)
         self.decay = torch.empty(0, 2, device=device, dtype=torch.float64)
+        self.birth_N = torch.empty(0, dtype=torch.int64, device=device)
         self.norm_sum = torch.empty(0, device=device, dtype=dtype)
         self.kept, self.kept_buffers = torch.empty_like(self.theta), [b.clone() for b in self.buffers]
         self.decay_P = layer.decay_mask().to(device, dtype)
@@ -104,7 +107,7 @@ class Bank:
         self.buffers = [carry(old, b.low) for old, b in zip(self.buffers, self.layer.buffers, strict=True)]
         self.first, self.second = carry(self.first, 0.0), carry(self.second, 0.0)
         self.steps, self.decay = carry(self.steps, 0.0), carry(self.decay, 1.0)
-        self.norm_sum = carry(self.norm_sum, 0.0)
+        self.birth_N, self.norm_sum = carry(self.birth_N, -1), carry(self.norm_sum, 0.0)
         # What is new has nothing to return to: it is kept at the end of its first decision.
         self.kept, self.kept_buffers = carry(self.kept, 0.0), [carry(old, 0.0) for old in self.kept_buffers]
         self.scratch = torch.empty_like(self.first)

@@ -16,7 +16,7 @@ from esper.leyline.config import OptimizerConfig
 from esper.leyline.slots import NOT_MEASURED
 from esper.tolaria.batches import BatchOrder, gather
 from esper.tolaria.datasets import Split
-from esper.tolaria.schedule import rate_factor
+from esper.tolaria.schedule import Rates
 
 DRAWN_AHEAD = 64
 """Updates whose examples are drawn at once: their memory must not grow with the length of a decision."""
@@ -47,7 +47,7 @@ class Trainer:
     config
         Optimizer.
     total_updates
-        Updates of the whole run: the schedule ends there.
+        Updates of the whole run: every learning-rate curve ends there.
     labels_RN
         Labels that each row learns instead of those of the data; None: the data's.
     """
@@ -76,14 +76,24 @@ class Trainer:
         for bank in population.banks:
             bank.norm_sum.zero_()
         loss_sum_R = torch.zeros(population.rows, dtype=population.dtype, device=population.device)
+        rates = self._rates()
         last = self.update + updates
         while self.update < last:
             for index_RB in self.order.indices(self.update, min(DRAWN_AHEAD, last - self.update)):
-                loss_sum_R += self._step(index_RB)
+                loss_sum_R += self._step(index_RB, rates)
         self._record_gradients(updates)
         return loss_sum_R / updates
 
-    def _step(self, index_RB: Tensor) -> Tensor:
+    def _rates(self) -> Rates:
+        """Learning rates of what learns until the next decision; whatever learns for the first time is born now."""
+        banks, active = zip(*self.population.learning(), strict=True)
+        for bank, active_N in zip(banks, active, strict=True):
+            unborn_N = bank.birth_N < 0
+            bank.birth_N.masked_fill_(unborn_N if active_N is None else unborn_N & active_N, self.update)
+        birth_N, row_N = (torch.cat([getattr(bank, name) for bank in banks]) for name in ("birth_N", "row_N"))
+        return Rates(birth_N, self.rate_R[row_N], self.total_updates, self.config)
+
+    def _step(self, index_RB: Tensor, rates: Rates) -> Tensor:
         population = self.population
         x = gather(self.data.x, index_RB, population.lane_axis)
         y_RB = self.data.y[index_RB] if self._labels_RN is None else self._labels_RN.gather(1, index_RB)
@@ -99,8 +109,7 @@ class Trainer:
             total = total + example_losses(shadow_logits, y_RB[shadows.row_K]).mean(1).sum()
         banks, active = zip(*population.learning(), strict=True)
         grads = torch.autograd.grad(total, [bank.theta for bank in banks])
-        rate_R = self.rate_R * rate_factor(self.update, self.total_updates, self.config)
-        self.optimizer.step(banks, grads, [rate_R[bank.row_N] for bank in banks], active)
+        self.optimizer.step(banks, grads, rates.at(self.update).split([len(bank) for bank in banks]), active)
         self.update += 1
         return loss_R.detach()
 
