@@ -12,6 +12,7 @@ from esper.leyline.config import ContextConfig, OptimizerConfig
 from esper.simic.contexts import Contexts, draw_contexts, noisy_labels
 from esper.simic.episode import Episode
 from esper.tolaria.datasets import Split
+from esper.tolaria.door import IGNORED
 from helpers.episodes import run_config, task_of
 
 DEFAULT = ContextConfig()
@@ -173,6 +174,15 @@ def test_rows_of_a_group_learn_the_same_labels_and_groups_others():
     again = noisy_labels(label_N, 10, noise(draw(groups=3, size=3), 0.2), 0)
     assert torch.equal(labels_RN, again)
     assert not torch.equal(labels_RN, noisy_labels(label_N, 10, noise(draw(groups=3, size=3), 0.2), 1))
+
+
+def test_noise_leaves_labels_that_do_not_count():
+    label_N = torch.where(torch.arange(200) % 3 == 0, IGNORED, torch.arange(200) % 10)
+    labels_RN = noisy_labels(label_N, 10, noise(draw(groups=3, size=1), 0.9), 0)
+    ignored_N = label_N == IGNORED
+    assert (labels_RN[:, ignored_N] == IGNORED).all()
+    assert ((labels_RN[:, ~ignored_N] >= 0) & (labels_RN[:, ~ignored_N] < 10)).all()
+    assert 0.8 < (labels_RN != label_N)[:, ~ignored_N].float().mean() < 0.98
 
 
 def test_without_noise_there_is_nothing_to_hold():

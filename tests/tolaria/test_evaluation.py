@@ -15,6 +15,7 @@ from esper.leyline.actions import Blueprint, Op, SiteKind
 from esper.leyline.stages import Stage
 from esper.tolaria.batches import shared
 from esper.tolaria.datasets import Split
+from esper.tolaria.door import IGNORED
 from esper.tolaria.evaluation import CHUNK, coalition_losses, evaluate, measure
 from helpers.growing import act
 from helpers.population_tools import (
@@ -286,6 +287,26 @@ def test_a_constant_in_front_of_a_batch_norm_is_worth_nothing(kind: SiteKind, st
     worth_R, error_R = getattr(slots, name)[:, 0], getattr(slots, f"{name}_se")[:, 0]
     assert (worth_R.abs() <= 2 * error_R).all(), (worth_R, error_R)
     assert (error_R < 1e-3).all()
+
+
+@kinds
+@norms
+def test_only_the_examples_that_count_are_measured(kind: SiteKind, norm: str):
+    """Losses, accuracy, contributions, gains, their standard errors and coalitions are those of these alone."""
+    population = trained(kind, norm)
+    whole = make_split(kind, CHUNK + 22, torch.float64, seed=5)
+    counted_N = torch.rand(len(whole.y), generator=torch.Generator().manual_seed(0)) < 0.6
+    holed = Split(whole.x, whole.y.masked_fill(~counted_N, IGNORED))
+    rest = Split(whole.x[counted_N], whole.y[counted_N])
+    told: list[list[Tensor]] = []
+    for split in (rest, holed, whole):
+        found = [*vars(evaluate(population, split)).values(), *vars(measure(population, split)).values()]
+        found += [getattr(population.slots, name).clone() for name in WORTH]
+        found += [coalition_losses(population, split, np.array(ROWS), np.ones((4, 2), dtype=bool))]
+        told.append(found)
+    for expected, ours, other in zip(*told, strict=True):
+        same_numbers(ours, expected)
+        assert not torch.equal(ours.nan_to_num(), other.nan_to_num())
 
 
 def test_accuracy_is_a_fraction_of_the_examples():

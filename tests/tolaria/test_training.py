@@ -1,5 +1,6 @@
 """Training beside plain torch: one row is an ordinary network under an ordinary optimizer."""
 
+import copy
 import math
 
 import pytest
@@ -13,8 +14,9 @@ from esper.leyline.actions import Blueprint, Operator, SiteKind
 from esper.leyline.stages import Stage
 from esper.tolaria import training
 from esper.tolaria.datasets import Split
+from esper.tolaria.door import IGNORED, counts
 from esper.tolaria.schedule import Rates, rate_factor
-from esper.tolaria.training import Trainer, example_losses
+from esper.tolaria.training import Trainer, example_losses, mean_loss
 from helpers.population_tools import (
     BLUEPRINTS,
     HOSTS,
@@ -125,6 +127,75 @@ def test_a_row_trains_as_a_plain_network(kind: SiteKind, norm: str, method: str)
     assert any("gate" in name for name in moved)
     x = make_split(kind, 9, torch.float64, seed=3).x
     close(ours(x), plain.network.eval()(x))
+
+
+def masked(data: Split, *, share: float = 0.5) -> Split:
+    """The same with a share of labels that do not count; what stands at those examples is far off."""
+    ignored_N = torch.rand(len(data.y), generator=torch.Generator().manual_seed(1)) < share
+    return Split(data.x, data.y.masked_fill(ignored_N, IGNORED))
+
+
+@kinds
+def test_a_row_trains_as_a_plain_network_on_the_examples_that_count(kind: SiteKind):
+    """Torch's own mean leaves out what is ignored; batches of 3 have from none to three that count."""
+    population = one_row(kind, "batch")
+    data = masked(make_split(kind, 30, torch.float64))
+    trainer = train_on(population, [2], data, batch_size=3, total=UPDATES, learning_rate=0.03)
+    plain = Plain(network_with(population, 0, population.base[0]), trainer, frozen="r0c2.")
+    compared = 0
+    for number in range(UPDATES):
+        (index_RB,) = trainer.order.indices(number, 1)
+        if not counts(data.y[index_RB]).any():
+            break
+        assert trainer.run(1).item() == pytest.approx(plain.update(number), rel=1e-9)
+        compared += counts(data.y[index_RB]).sum() < 3
+    assert compared >= 3
+
+
+@kinds
+@pytest.mark.parametrize("incubator", ["shadow", "straight-through"])
+def test_a_minibatch_without_a_label_that_counts_has_loss_and_gradient_0(kind: SiteKind, incubator: str):
+    population = populate(kind, ROWS, norm="batch", incubator=incubator, dtype=torch.float64)
+    bring(population, mixed_stages(kind))
+    data = make_split(kind, 32, torch.float64)
+    trainer = train_on(population, ROWS, data, batch_size=4)
+    labels_RN = data.y.repeat(4, 1)
+    labels_RN[1] = IGNORED
+    beside = train_on(copy.deepcopy(population), ROWS, data, batch_size=4)
+    trainer._labels_RN = labels_RN
+    recorder = record(trainer)
+    loss_R, beside_R = trainer.run(1), beside.run(1)
+    assert loss_R[1] == 0
+    assert torch.equal(loss_R[[0, 2, 3]], beside_R[[0, 2, 3]])
+    for bank in population.banks:
+        of_row = torch.from_numpy(bank.row == 1)
+        if id(bank) in {id(b) for b, _ in population.learning()}:
+            assert (recorder.of(bank)[of_row] == 0).all()
+        assert bank.theta.isfinite().all()
+
+
+def test_an_update_without_a_label_that_counts_is_not_part_of_the_mean():
+    kind = SiteKind.VECTOR
+    data = masked(make_split(kind, 32, torch.float64), share=0.7)
+    population, again = (populate(kind, [0], dtype=torch.float64) for _ in range(2))
+    trainer, single = (train_on(p, [0], data, batch_size=2) for p in (population, again))
+    counted = [bool(counts(data.y[index]).any()) for index in trainer.order.indices(0, 16)[:, 0]]
+    losses = torch.cat([single.run(1) for _ in range(16)])
+    assert 3 < sum(counted) < 13
+    assert ((losses > 0) == torch.tensor(counted)).all()
+    close(trainer.run(16), (losses.sum() / sum(counted))[None])
+
+
+def test_the_mean_loss_is_over_the_examples_that_count():
+    logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    target = torch.tensor([[0, 1, 2, 3], [IGNORED, 4, IGNORED, 0], [IGNORED] * 4])
+    loss_L = mean_loss(logits, target)
+    assert torch.equal(loss_L[0], example_losses(logits, target)[0].mean())
+    torch.testing.assert_close(loss_L[1], cross_entropy(logits[1, [1, 3]], target[1, [1, 3]]))
+    assert loss_L[2] == 0
+    loss_L.sum().backward()
+    assert (logits.grad.abs().sum(2) > 0).tolist() == counts(target).tolist()
+    assert logits.grad.isfinite().all()
 
 
 @kinds

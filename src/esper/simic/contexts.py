@@ -12,6 +12,7 @@ from torch import Tensor
 
 from esper.leyline.config import ContextConfig, PopulationConfig
 from esper.leyline.streams import Stream
+from esper.tolaria.door import counts
 
 STARTS_OF_ROUND = 2**12
 """Starts are numbered through all rounds; more groups than this no round has."""
@@ -109,11 +110,14 @@ def draw_contexts(
 
 
 def noisy_labels(label_N: Tensor, classes: int, contexts: Contexts, seed: int) -> Tensor | None:
-    """Training labels [R, N] of each row, some of them wrong for good; None where every label is right."""
+    """Training labels [R, N] of each row, some of them wrong for good; None where every label is right.
+
+    A label that does not count stays one.
+    """
     if not bool((contexts.noise_R > 0).any()):
         return None
     stream, zero_R = Stream(seed, "label noise"), torch.zeros_like(contexts.start_id_R)
     chance_RN = stream.uniform(contexts.start_id_R, zero_R, len(label_N), torch.float32)
     other_RN = stream.uniform(contexts.start_id_R, zero_R + 1, len(label_N), torch.float32)
     wrong_RN = (label_N + 1 + (other_RN * (classes - 1)).long()) % classes
-    return torch.where(chance_RN < contexts.noise_R[:, None], wrong_RN, label_N)
+    return torch.where(counts(label_N) & (chance_RN < contexts.noise_R[:, None]), wrong_RN, label_N)

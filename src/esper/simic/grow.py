@@ -178,7 +178,7 @@ class Arm:
         population, split = self.episode.population, self.task.data.reward_validation
         enabled = coalitions_of(population.base[ROW])
         row = np.full(len(enabled), ROW)
-        recorder.coalitions(row, enabled, coalition_losses(population, split, row, enabled), len(split.y))
+        recorder.coalitions(row, enabled, coalition_losses(population, split, row, enabled), len(split.counted.y))
 
     def _line(self, step: Step, seconds: float) -> DecisionLine:
         stage_S = step.slots["stage"][ROW]

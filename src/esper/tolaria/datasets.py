@@ -4,10 +4,12 @@
 between finished candidates; `test` is read once, for the report.
 """
 
+import copy
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from esper.leyline.errors import EsperError
 from esper.leyline.files import digest
 from esper.tolaria import mnist1d
+from esper.tolaria.door import counts, entered
 
 DIGITS_ROWS = 1797
 DIGITS_SIDE = 8
@@ -42,11 +45,20 @@ class Split:
     x : Tensor, float32 [N, ...]
         Inputs, in units of a standard deviation (see the loaders).
     y : Tensor, int64 [N]
-        Classes, from 0.
+        Classes, from 0; -100 where the example does not count.
     """
 
     x: torch.Tensor
     y: torch.Tensor
+
+    @cached_property
+    def counted(self) -> "Split":
+        """The examples that count: what is measured is measured on them, and `n` of a standard error is their number.
+
+        Found once for a part, because it waits for the device.
+        """
+        counted_N = counts(self.y)
+        return self if bool(counted_N.all()) else Split(self.x[counted_N], self.y[counted_N])
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "Split":
         """Give the part on `device`, with `x` as `dtype`; `y` stays int64."""
@@ -57,6 +69,8 @@ class Split:
 class Dataset:
     """A classification data set in four disjoint parts.
 
+    It is checked when it is made, whoever makes it: see `esper.tolaria.door.entered`.
+
     Attributes
     ----------
     name : str
@@ -64,7 +78,12 @@ class Dataset:
     classes : int
         Number of classes.
     train, reward_validation, selection, test : Split
-        The parts.
+        The parts. Inputs may be given as uint8 and labels as integers of any width; they are converted.
+
+    Raises
+    ------
+    EsperError
+        A part cannot be learned from or measured on, in one line that names it.
     """
 
     name: str
@@ -74,16 +93,24 @@ class Dataset:
     selection: Split
     test: Split
 
+    def __post_init__(self) -> None:
+        """Let the data in."""
+        given = {name: (split.x, split.y) for name, split in self._parts.items()}
+        for name, (x, y) in entered(given, self.classes).items():
+            if x is not given[name][0] or y is not given[name][1]:
+                object.__setattr__(self, name, Split(x, y))
+
+    @property
+    def _parts(self) -> dict[str, Split]:
+        return {name: part for name, part in vars(self).items() if isinstance(part, Split)}
+
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "Dataset":
         """Give the data set on `device`, with every `x` as `dtype`; every `y` stays int64."""
-        return Dataset(
-            name=self.name,
-            classes=self.classes,
-            train=self.train.to(device, dtype),
-            reward_validation=self.reward_validation.to(device, dtype),
-            selection=self.selection.to(device, dtype),
-            test=self.test.to(device, dtype),
-        )
+        # What came through the door need not pass it again, which would wait for the device.
+        moved = copy.copy(self)
+        for name, part in self._parts.items():
+            object.__setattr__(moved, name, part.to(device, dtype))
+        return moved
 
 
 def stratified_parts(y: Indices, sizes: Sequence[int], seed: int) -> list[Indices]:

@@ -144,6 +144,7 @@ def _examples(
 
     Chunks have (nearly) one size: a short last one would have poor batch statistics.
     """
+    split = split.counted
     parts = []
     chunks = -(-len(split.y) // CHUNK)
     for x, y in zip(split.x.tensor_split(chunks), split.y.tensor_split(chunks), strict=True):

@@ -16,6 +16,7 @@ from esper.leyline.config import OptimizerConfig
 from esper.leyline.slots import NOT_MEASURED
 from esper.tolaria.batches import BatchOrder, gather
 from esper.tolaria.datasets import Split
+from esper.tolaria.door import IGNORED, counts
 from esper.tolaria.schedule import Rates
 
 DRAWN_AHEAD = 64
@@ -23,11 +24,19 @@ DRAWN_AHEAD = 64
 
 
 def example_losses(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy (nats) of each example: [L, B] from logits [L, B, classes], in float32 or better."""
+    """Cross-entropy (nats) of each example, 0 where its label does not count: [L, B] from logits [L, B, classes].
+
+    In float32 or better.
+    """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     # Few classes in the last dimension leave the softmax kernel of the processor hardly anything to vectorise.
-    return F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+    return F.cross_entropy(logits.transpose(1, 2), target, reduction="none", ignore_index=IGNORED)
+
+
+def mean_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy (nats) over the examples that count: [L] from logits [L, B, classes]; 0 where none does."""
+    return example_losses(logits, target).sum(1) / counts(target).sum(1).clamp(min=1)
 
 
 class Trainer:
@@ -71,18 +80,24 @@ class Trainer:
         )
 
     def run(self, updates: int) -> Tensor:
-        """Make `updates` updates, record each seed's gradient statistics, give each row's mean loss [R]."""
+        """Make `updates` updates, record each seed's gradient statistics, give each row's mean loss [R].
+
+        An update whose minibatch holds no label that counts has loss and gradient 0, and is not part of the mean.
+        """
         population = self.population
         for bank in population.banks:
             bank.norm_sum.zero_()
         loss_sum_R = torch.zeros(population.rows, dtype=population.dtype, device=population.device)
+        learned_R = torch.zeros_like(loss_sum_R)
         rates = self._rates()
         last = self.update + updates
         while self.update < last:
             for index_RB in self.order.indices(self.update, min(DRAWN_AHEAD, last - self.update)):
-                loss_sum_R += self._step(index_RB, rates)
+                y_RB = self.data.y[index_RB] if self._labels_RN is None else self._labels_RN.gather(1, index_RB)
+                loss_sum_R += self._step(index_RB, y_RB, rates)
+                learned_R += counts(y_RB).any(1)
         self._record_gradients(updates)
-        return loss_sum_R / updates
+        return loss_sum_R / learned_R.clamp(min=1)
 
     def _rates(self) -> Rates:
         """Learning rates of what learns until the next decision; whatever learns for the first time is born now."""
@@ -93,20 +108,19 @@ class Trainer:
         birth_N, row_N = (torch.cat([getattr(bank, name) for bank in banks]) for name in ("birth_N", "row_N"))
         return Rates(birth_N, self.rate_R[row_N], self.total_updates, self.config)
 
-    def _step(self, index_RB: Tensor, rates: Rates) -> Tensor:
+    def _step(self, index_RB: Tensor, y_RB: Tensor, rates: Rates) -> Tensor:
         population = self.population
         x = gather(self.data.x, index_RB, population.lane_axis)
-        y_RB = self.data.y[index_RB] if self._labels_RN is None else self._labels_RN.gather(1, index_RB)
         shadows = population.shadows
         logits, streams = population.forward(
             x, population.training_pass, statistics=Statistics.UPDATED, keep=shadows is not None
         )
-        loss_R = example_losses(logits, y_RB).mean(1)
+        loss_R = mean_loss(logits, y_RB)
         # A sum over rows: no row's gradient depends on how many rows there are.
         total = loss_R.sum()
         if shadows is not None:
             shadow_logits = population.branch(streams, shadows)
-            total = total + example_losses(shadow_logits, y_RB[shadows.row_K]).mean(1).sum()
+            total = total + mean_loss(shadow_logits, y_RB[shadows.row_K]).sum()
         banks, active = zip(*population.learning(), strict=True)
         grads = torch.autograd.grad(total, [bank.theta for bank in banks])
         self.optimizer.step(banks, grads, rates.at(self.update).split([len(bank) for bank in banks]), active)
