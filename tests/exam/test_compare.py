@@ -9,6 +9,8 @@ from esper.exam.compare import (
     BY_PRICE,
     CONTROLS,
     NEVER,
+    RANDOM_PLAN,
+    REPLAY,
     SINGLE,
     Arm,
     Score,
@@ -18,7 +20,10 @@ from esper.exam.compare import (
     differences,
 )
 from esper.exam.grid import CHOICE_STARTS, EXAM_STARTS, grid
-from esper.leyline.actions import Blueprint
+from esper.exam.headroom import Way
+from esper.exam.plans import NOTHING, Family, Plan, Seed
+from esper.exam.replay import Modal
+from esper.leyline.actions import Blueprint, Style
 from esper.leyline.config import CompareConfig
 from esper.simic.contexts import MOST_ROUNDS, STARTS_OF_ROUND
 from esper.simic.train import FINAL_STARTS, SELECTION_STARTS
@@ -27,6 +32,8 @@ from helpers.exams import NOISE, PRICES, RATES, WIDTHS, WORLD, exam_tasks, small
 from helpers.rollouts import small_policy
 
 STARTS = 3
+ONE, OTHER = (Plan((Seed(slot, Blueprint.NORM, Style.LINEAR_MULTIPLY),)) for slot in (0, 2))
+MODALS = (Modal(ONE, (ONE, OTHER)), Modal(NOTHING, (OTHER, NOTHING)))
 SHAPE = (len(WIDTHS), STARTS, len(RATES) * len(NOISE), len(PRICES))
 
 
@@ -43,7 +50,7 @@ def played():
     def keep(episode, arm):
         episodes.setdefault(arm, []).append(episode)
 
-    players = arms(PRICES, small_headroom(), [small_policy(0), small_policy(1)])
+    players = arms(small_headroom(), [small_policy(0), small_policy(1)], MODALS)
     scores = dict(compare(configured(), exam_tasks(), players, recorder=keep))
     return scores, episodes, players
 
@@ -51,7 +58,9 @@ def played():
 def test_every_arm_plays_every_context(played):
     scores, episodes, players = played
     ways = [f"policy {n}, {way}" for n in (0, 1) for way in ("greedy", "drawing")]
-    assert list(scores) == [*CONTROLS, SINGLE, BY_PRICE, BY_CONTEXT, *ways] == [arm.name for arm in players]
+    replays = [f"{REPLAY} {n}{prices}" for n in (0, 1) for prices in ("", ", each price")]
+    expected = [*CONTROLS, RANDOM_PLAN, SINGLE, BY_PRICE, BY_CONTEXT, *replays, *ways]
+    assert list(scores) == expected == [arm.name for arm in players]
     for name, score in scores.items():
         for values in vars(score).values():
             assert values.shape == SHAPE
@@ -98,24 +107,63 @@ def test_who_does_not_see_the_price_pays_it_all_the_same(played):
     assert torch.equal(prices_R.view(SHAPE[1:])[0, 0], torch.tensor(PRICES))
 
 
-def test_schedules_are_those_that_were_best_on_other_starts(played):
+def living(episode):
+    """Slot, blueprint and operator of the seeds that live at the end of each row."""
+    slots = episode.population.slots
+    return [
+        {(s, b) for s, b in enumerate(blueprints) if b != Blueprint.NOOP} for blueprints in slots.blueprint.tolist()
+    ]
+
+
+def may_live(plan):
+    """What a plan may leave: a late one may end before its last seed was germinated."""
+    return {(seed.slot, int(seed.blueprint)) for seed in plan.seeds if seed.cull is None}
+
+
+def sure(plan):
+    """What it leaves for certain."""
+    return {(s.slot, int(s.blueprint)) for s in plan.seeds if s.cull is None and s.begin < 8}
+
+
+def test_plans_are_those_that_the_search_chose(played):
     """What grew in each context is the plan that the table says."""
     _, episodes, _ = played
     table = small_headroom()
-    mean_WCPN = np.stack([table.net(price).mean(1) for price in PRICES], 2)
-    best = {
-        SINGLE: np.broadcast_to(mean_WCPN.mean((0, 1, 2)).argmax(), (*SHAPE[:1], *SHAPE[2:3], 1)),
-        BY_PRICE: np.broadcast_to(mean_WCPN.mean((0, 1)).argmax(1), (*SHAPE[:1], *SHAPE[2:])),
-        BY_CONTEXT: mean_WCPN.argmax(3),
-    }
-    for name, plan_WCP in best.items():
+    for name, way in ((SINGLE, Way.SINGLE), (BY_PRICE, Way.BY_PRICE), (BY_CONTEXT, Way.BY_CONTEXT)):
+        prices = 1 if name == SINGLE else len(PRICES)
         for width, episode in enumerate(episodes[name]):
-            planned = [table.plans[n] for n in np.tile(plan_WCP[width].flatten(), STARTS)]
-            for row, plan in enumerate(planned):
-                grown = episode.population.slots.blueprint[row].tolist()
-                for slot, blueprint in enumerate(plan.blueprints):
-                    # A late plan may end before its last slot was sown; nothing else ever grows.
-                    assert grown[slot] == int(blueprint) or (grown[slot] == Blueprint.NOOP and plan.start > 0)
+            numbers = np.tile(table.chosen_VWCP[way, width, :, :prices].flatten(), STARTS)
+            grown = living(episode)
+            assert len(grown) == len(numbers)
+            for live, number in zip(grown, numbers, strict=True):
+                assert sure(table.plans[number]) <= live <= may_live(table.plans[number])
+
+
+def test_every_row_of_random_plans_plays_one_of_its_own(played):
+    _, episodes, _ = played
+    for episode in episodes[RANDOM_PLAN]:
+        family = Family.of(episode.config, episode.task.host.slot_config)
+        plans = family.sampled(episode.population.rows, episode.config.seed, RANDOM_PLAN)
+        assert len(set(plans)) == len(plans) == STARTS * 4
+        for live, plan in zip(living(episode), plans, strict=True):
+            assert sure(plan) <= live <= may_live(plan)
+
+
+def test_a_replay_plays_what_the_policy_does_most_often(played):
+    _, episodes, _ = played
+    for number, modal in enumerate(MODALS):
+        for episode in episodes[f"{REPLAY} {number}"]:
+            assert living(episode) == [may_live(modal.plan)] * STARTS * 4
+        for episode in episodes[f"{REPLAY} {number}, each price"]:
+            assert living(episode) == [may_live(plan) for plan in modal.by_price] * STARTS * 4
+
+
+def test_a_later_comparison_takes_other_starts():
+    episodes = []
+    players = [Arm(name, _control(name)) for name in (NEVER,)]
+    told = configured(starts=2, first_start=2000)
+    list(compare(told, exam_tasks(), players, recorder=lambda episode, _: episodes.append(episode)))
+    assert {*episodes[0].contexts.start_id_R.tolist()} == {EXAM_STARTS + 2000, EXAM_STARTS + 2001}
 
 
 def test_the_same_exam_again_is_the_same():

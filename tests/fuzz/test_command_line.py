@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from esper.leyline.config import HeadroomConfig, RunConfig, TrainConfig
-from esper.scripts import exam, grow, train
+from esper.scripts import grow, headroom, train
 from esper.scripts.errors import BAD_INPUT
 from esper.scripts.main import main
 from helpers.config_values import INTEGERS, NUMBERS, OTHERS, leaves, nested, set_in, some_settings
@@ -25,7 +25,7 @@ def began(tmp_path_factory):
     seen, folder = [], tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for module, name in ((grow, "grow"), (train, "train"), (exam, "headroom")):
+        for module, name in ((grow, "grow"), (train, "train"), (headroom, "headroom")):
             patch.setattr(module, name, lambda config, **_: seen.append(config) or 0)
         yield seen
     assert list(folder.iterdir()) == []

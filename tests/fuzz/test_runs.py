@@ -12,8 +12,12 @@ import torch
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from esper.exam.headroom import measure, price_lines
+from esper.exam.cells import Cells
+from esper.exam.grid import conditions
+from esper.exam.headroom import measure, worth
+from esper.exam.plans import Family, candidates
 from esper.exam.saved import load_headroom, save_headroom
+from esper.exam.search import rungs
 from esper.leyline.config import HeadroomConfig, RunConfig, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.leyline.panics import Panic
@@ -59,6 +63,8 @@ OF_TABLE = {
     "training.updates_per_decision": st.just(1),
     "blueprints": st.sampled_from([["norm"], ["mlp_large"], ["norm", "norm"]]),
     "starts": st.just(2),
+    "episodes": st.just(1300),
+    "plans_of": st.just([]),
     "contexts.learning_rates": st.sampled_from([[1e-12], [0.01], [1e9], [0.01, 1e3]]),
     "contexts.label_noise": st.sampled_from([[0.0], [math.nextafter(1, 0)]]),
     "contexts.host_widths": st.sampled_from([[1.0], [5e-324], [0.3, 1.1]]),
@@ -185,16 +191,21 @@ def test_a_whole_command(tmp_path_factory, kind, data):
 
 
 @cases(2, 80, settings=settings_of(HeadroomConfig, OF_TABLE))
-def test_a_table_of_schedules(tmp_path_factory, settings):
+def test_a_search_for_plans(tmp_path_factory, settings):
     """Its numbers are numbers, whatever became of the hosts, and it can be read again."""
     config = configured(HeadroomConfig, settings)
     if config is None:
         return
     tasks = [task_of(config.task, config.host, examples=40, width=w) for w in config.contexts.host_widths]
-    table = measure(config, tasks)
-    assert np.isfinite(table.gain_WKCN).all()
-    assert np.isfinite(table.cost_WKCN).all()
-    assert all(math.isfinite(line.best_net) for line in price_lines(table, config.contexts.prices))
-    folder = tmp_path_factory.mktemp("table")
+    slots = tasks[0].host.slot_config
+    family, folder = Family.of(config, slots), tmp_path_factory.mktemp("table")
+    cells = len(tasks) * len(conditions(config.contexts))
+    plans = candidates(family, (), config.seed)
+    schedule = rungs(config.episodes, cells, len(plans))
+    plans = candidates(family, (), config.seed, schedule[0].plans)
+    table = measure(config, plans, schedule, slots.slot_ids, Cells(folder, config, tasks, plans))
+    assert np.isfinite(table.gain_VWKCP).all()
+    assert np.isfinite(table.cost_VWKCP).all()
+    assert all(math.isfinite(net) for p in range(len(table.prices)) for net in worth(table, p).net)
     save_headroom(folder, table)
-    np.testing.assert_array_equal(load_headroom(folder).gain_WKCN, table.gain_WKCN)
+    np.testing.assert_array_equal(load_headroom(folder).net_VWKCP, table.net_VWKCP)

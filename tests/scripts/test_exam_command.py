@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import sqlite3
 import subprocess
 import time
 
@@ -13,10 +12,12 @@ from helpers.command import COMMAND, ENVIRONMENT, in_process, snapshot
 from helpers.stored import column
 
 WORLD = (
-    *("--task", "mnist1d-mlp", "--blueprints", "norm", "mlp_small", "--horizon", "12", "--updates-per-decision", "1"),
+    *("--task", "mnist1d-mlp", "--blueprints", "norm", "--horizon", "12", "--updates-per-decision", "1"),
     *("--prices", "0", "0.2", "--learning-rates", "0.01", "--label-noise", "0", "0.4", "--host-widths", "1", "0.5"),
 )
 TRAIN = ("train", *WORLD, "--rounds", "1", "--rows", "4", "--group-size", "2", "--record", "off")
+SMALL = ("--starts", "2", "--episodes", "500")
+"""Nothing, twelve single seeds and three drawn plans, in four contexts."""
 NUMBER = r"[+-]\d\.\d{4}"
 
 
@@ -26,16 +27,8 @@ def started(*arguments):
     )
 
 
-def begun(store):
-    """The first population has been recorded, so that ctrl-C is listened for."""
-    try:
-        return column(store, "SELECT count(*) FROM round") != [0]
-    except sqlite3.OperationalError:
-        return False
-
-
 def headroom(capsys, *more, out="table"):
-    return in_process(capsys, "exam", "headroom", *WORLD, "--starts", "2", "--out", out, *more)
+    return in_process(capsys, "exam", "headroom", *WORLD, *SMALL, "--out", out, *more)
 
 
 def compare(capsys, *policies, table="table", out="comparison"):
@@ -46,17 +39,27 @@ def compare(capsys, *policies, table="table", out="comparison"):
 def test_from_the_table_to_the_comparison(home, capsys):
     code, out, err = headroom(capsys)
     assert (code, err) == (0, "")
-    # Two widths of two conditions at two prices, then a line for each price.
-    assert len(re.findall(rf"^│ +[\d.]+ │ +0\.01 │ +[\d.]+ │ +[\d.]+ │ +{NUMBER} │", out, re.M)) == 8
-    assert len(re.findall(rf"^│ +[\d.]+ │( +{NUMBER} │){{3}} +{NUMBER} ± 0\.\d{{4}} │ +\d of 4 │", out, re.M)) == 2
-    assert sorted(snapshot(home / "table")) == ["config.json", "headroom.json"]
+    # Two widths of two conditions at two prices; everything and two prices, twice.
+    assert len(re.findall(rf"^│ +[\d.]+ │ +0\.01 │ +[\d.]+ │ +[\d.]+ │ +{NUMBER} │ (norm|nothing)", out, re.M)) == 8
+    assert len(re.findall(rf"^│ +(every|[\d.]+) │ +{NUMBER} │ (norm|nothing)", out, re.M)) == 3
+    error = rf"{NUMBER} ± 0\.\d{{4}}"
+    assert (
+        len(re.findall(rf"^│ +(every|[\d.]+) │( +{error} │){{3}} +{NUMBER} \[{NUMBER}, {NUMBER}\] │", out, re.M)) == 3
+    )
+    assert re.search(
+        r"^not accepted: .* \(asked: at least 0\.03 nats, lower end above 0\.02; 1\d plans, 4\d\d episodes\)$",
+        out,
+        re.M,
+    )
+    assert re.findall(r"rung \d of 3: (\d+) plans, (\d+) starts", out)[:1] == [("16", "2")]
+    assert sorted(snapshot(home / "table"))[-3:] == ["config.json", "headroom.json", "plans.json"]
     for seed in (0, 1):
         assert in_process(capsys, *TRAIN, "--seed", str(seed), "--out", f"policy{seed}")[0] == 0
 
     code, out, err = compare(capsys, "policy0", "policy1")
     assert (code, err) == (0, "")
     arms = json.loads((home / "comparison" / "comparison.json").read_text())["arms"]
-    assert len(arms) == 4 + 3 + 4
+    assert len(arms) == 4 + 1 + 3 + 4 + 4
     for arm in arms:
         words = arm.split()
         assert re.search(rf"│ {words[0]}", out), arm
@@ -88,7 +91,7 @@ def test_a_policy_of_another_world_is_refused(home, capsys, other, name, theirs,
     code, out, err = compare(capsys, "longer")
     assert (code, out) == (2, "")
     assert err == (
-        f"esper: exam: longer was trained with {name} {theirs}, the schedules were run with {ours}; "
+        f"esper: exam: longer was trained with {name} {theirs}, the plans were played with {ours}; "
         "run `esper exam headroom` with the settings of the training\n"
     )
     assert not (home / "comparison").exists()
@@ -101,6 +104,9 @@ def test_a_policy_of_another_world_is_refused(home, capsys, other, name, theirs,
         (("exam", "rounds"), "rounds"),
         (("exam", "headroom", "--starts", "1"), "starts: input should be greater than or equal to 2"),
         (("exam", "headroom", "--task", "nothing"), "unknown task 'nothing'"),
+        (("exam", "headroom", "--episodes", "50"), "episodes: 50 are enough to search among 0 plans"),
+        (("exam", "headroom", "--plans-of", "nowhere"), "cannot read nowhere/headroom.json"),
+        (("exam", "headroom", "--resume", "nowhere"), "cannot read nowhere/config.json"),
         (("exam", "headroom", "--host-widths", "0"), "host_widths"),
         (("exam", "compare"), "--headroom"),
         (("exam", "compare", "--headroom", "none", "--policies", "p"), "cannot read none/config.json"),
@@ -157,16 +163,62 @@ def test_ctrl_c_ends_a_comparison_after_its_decision(home, capsys):
     assert column(home / "long" / "run.sqlite", "SELECT status FROM run") == ["interrupted"]
 
 
-def test_ctrl_c_ends_a_table(home):
-    told = ("exam", "headroom", *WORLD, "--starts", "500", "--record", "lean", "--out", "table")
-    run = subprocess.Popen(
-        [*COMMAND, *told], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+def test_a_search_that_was_stopped_goes_on_to_the_same_table(home, capsys):
+    """Stopped with ctrl-C, and killed."""
+    told = ("exam", "headroom", *WORLD, *SMALL, "--record", "lean", "--out", "table")
+    assert in_process(capsys, *told[:-1], "whole")[0] == 0
+    for stop, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        run = started(*told)
+        while not (home / "table" / "cells" / "00000.json").exists():
+            assert run.poll() is None, run.communicate()
+            time.sleep(0.05)
+        run.send_signal(stop)
+        out, err = run.communicate(timeout=60)
+        assert (run.returncode, err) == (code, "")
+        assert not (home / "table" / "headroom.json").exists()
+        if stop == signal.SIGINT:
+            assert "Stopped. Go on with: esper exam headroom --resume table" in out
+            assert column(home / "table" / "run.sqlite", "SELECT status FROM run") == ["interrupted"]
+        code, out, err = in_process(capsys, "exam", "headroom", "--resume", "table")
+        assert (code, err) == (0, "")
+        table, whole = (snapshot(home / folder) for folder in ("table", "whole"))
+        assert {name: table[name] for name in table if "sqlite" not in name} == {
+            name: whole[name] for name in whole if "sqlite" not in name
+        }
+        store = home / "table" / "run.sqlite"
+        assert column(store, "SELECT status FROM run") == ["finished"]
+        assert column(store, "SELECT round FROM round") == list(
+            range(len([name for name in whole if name.endswith(".json") and "cells" in name]))
+        )
+        told = (*told[:-2], "--out", "table", "--replace")
+
+
+def test_a_search_goes_on_only_as_it_was_begun(home, capsys):
+    assert headroom(capsys)[0] == 0
+    for more, complaint in (
+        (("--starts", "3"), "starts is 2 in table and 3 here"),
+        (("--out", "other"), "leave --out and --replace out"),
+    ):
+        code, out, err = in_process(capsys, "exam", "headroom", "--resume", "table", *more)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert complaint in err
+    for cell in (home / "table" / "cells").iterdir():
+        cell.unlink()
+    code, _, err = in_process(capsys, "exam", "headroom", "--resume", "table")
+    assert (code, err) == (
+        2,
+        "esper: resume: table has no cell that can be used; begin again with --out and --replace\n",
     )
-    while not begun(home / "table" / "run.sqlite"):
-        assert run.poll() is None, run.communicate()
-        time.sleep(0.1)
-    run.send_signal(signal.SIGINT)
-    out, err = run.communicate(timeout=60)
-    assert (run.returncode, err) == (130, "")
-    assert "Stopped: a table of schedules is of use only when it is whole." in out
-    assert column(home / "table" / "run.sqlite", "SELECT status FROM run") == ["interrupted"]
+
+
+def test_what_policies_and_earlier_searches_found_is_tried_as_well(home, capsys):
+    assert headroom(capsys)[0] == 0
+    assert in_process(capsys, *TRAIN, "--out", "policy")[0] == 0
+    more = ("--plans-of", "table", "policy", "--episodes", "700")
+    assert headroom(capsys, *more, out="again")[0] == 0
+    first, again = (json.loads((home / folder / "headroom.json").read_text()) for folder in ("table", "again"))
+    chosen = {number for way in first["chosen"] for w in way for c in w for number in c}
+    assert all(first["plans"][number] in again["plans"][: len(chosen) + 4] for number in chosen)
+    code, out, err = headroom(capsys, *more, "--horizon", "13", "--blueprints", "lora_small", out="other")
+    assert (code, out) == (2, "")
+    assert re.search(r"plans_of: a plan of table cannot be played here: norm does not fit r0c\d\n", err)

@@ -1,7 +1,7 @@
 """Controllers on the same starts, in every context: the policy against its controls.
 
 Every arm plays the same starts (initialisation, data order, wrong labels), none of which any training, selection or
-choice of a schedule has seen. What counts is by how much the loss on the test split is below that of growing nothing,
+choice of a plan has seen. What counts is by how much the loss on the test split is below that of growing nothing,
 less rent, averaged over all contexts of a start.
 
 Shapes: W widths, K starts, C conditions, P prices; R rows of a population.
@@ -16,22 +16,25 @@ import numpy as np
 import torch
 
 from esper.exam.grid import EXAM_STARTS, Played, conditions, grid, play
-from esper.exam.headroom import Headroom
+from esper.exam.headroom import Headroom, Way
+from esper.exam.plans import Family, Plan, plan_table
+from esper.exam.replay import Modal
 from esper.exam.statistics import Difference
 from esper.leyline.config import CompareConfig
 from esper.leyline.view import Controller
 from esper.simic.episode import Episode
 from esper.simic.recorder import RoundRecorder
+from esper.tamiyo.controllers.plan import PlanController
 from esper.tamiyo.controllers.policy import PolicyController
 from esper.tamiyo.controllers.registry import make_controller
-from esper.tamiyo.controllers.schedule import ScheduleController
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 from esper.tolaria.tasks import Task
 
 NEVER = "never"
-SINGLE, BY_PRICE, BY_CONTEXT = "best schedule", "best schedule for each price", "best schedule for each context"
-"""Schedules that know nothing, what the policy is told, and what it has to find out."""
+SINGLE, BY_PRICE, BY_CONTEXT = "best plan", "best plan for each price", "best plan for each context"
+"""Plans that know nothing, what the policy is told, and what it has to find out."""
 CONTROLS = (NEVER, "random", "periodic", "heuristic")
+RANDOM_PLAN, REPLAY = "random plan", "replay of policy"
 POLICY, WAYS = "policy", ("greedy", "drawing")
 
 
@@ -78,26 +81,49 @@ class Score:
 
 
 def arms(
-    prices: tuple[float, ...], headroom: Headroom, policies: Sequence[FactoredRecurrentActorCritic]
+    headroom: Headroom, policies: Sequence[FactoredRecurrentActorCritic], replays: Sequence[Modal]
 ) -> tuple[Arm, ...]:
-    """Controls, the schedules that were best on other starts, and each policy, greedy and drawing."""
-    # Plans [W, C, P] by what is known of a context; one for all prices where nothing is.
-    mean_WCPN = np.stack([headroom.net(price).mean(1) for price in prices], 2)
-    shape = mean_WCPN.shape[:3]
-    by_price_P = mean_WCPN.mean((0, 1)).argmax(1)
-    schedules = {
-        SINGLE: np.broadcast_to(mean_WCPN.mean((0, 1, 2)).argmax(), (*shape[:2], 1)),
-        BY_PRICE: np.broadcast_to(by_price_P, shape),
-        BY_CONTEXT: mean_WCPN.argmax(3),
-    }
+    """Controls, plans drawn and chosen, what policies do as a plan, and each policy, greedy and drawing.
+
+    Parameters
+    ----------
+    headroom
+        Its best plans are played.
+    replays
+        What each policy does most often: see `modal_plans`.
+    """
     return (
         *(Arm(name, _control(name)) for name in CONTROLS),
-        *(Arm(name, _schedule(headroom, plan_WCP), name != SINGLE) for name, plan_WCP in schedules.items()),
+        Arm(RANDOM_PLAN, _random_plan),
+        *best_plans(headroom),
+        *(arm for number, modal in enumerate(replays) for arm in _replayed(f"{REPLAY} {number}", modal, headroom)),
         *(
             Arm(f"{POLICY} {number}, {way}", _learned(policy, way == "greedy"), sees_price=True)
             for number, policy in enumerate(policies)
             for way in WAYS
         ),
+    )
+
+
+def best_plans(headroom: Headroom) -> tuple[Arm, ...]:
+    """The plans that a search chose: one for everything, one for each price, one for each context."""
+    single_WCP, by_price_WCP, by_context_WCP = headroom.chosen_VWCP[list(Way)]
+    return (
+        Arm(SINGLE, _planned(headroom.plans, single_WCP[..., :1])),
+        Arm(BY_PRICE, _planned(headroom.plans, by_price_WCP), sees_price=True),
+        Arm(BY_CONTEXT, _planned(headroom.plans, by_context_WCP), sees_price=True),
+    )
+
+
+def _replayed(name: str, modal: Modal, headroom: Headroom) -> tuple[Arm, ...]:
+    """One plan for all prices, and one for each."""
+    shape = headroom.chosen_VWCP.shape[1:]
+    plans = (modal.plan, *modal.by_price)
+    one_WC1 = np.zeros((*shape[:2], 1), dtype=np.int64)
+    each_WCP = np.broadcast_to(1 + np.arange(shape[2]), shape)
+    return (
+        Arm(name, _planned(plans, one_WC1)),
+        Arm(f"{name}, each price", _planned(plans, each_WCP), sees_price=True),
     )
 
 
@@ -113,18 +139,24 @@ def _control(name: str) -> Callable[[Episode, int], Controller]:
     return make
 
 
-def _schedule(headroom: Headroom, plan_WCP: np.ndarray) -> Callable[[Episode, int], Controller]:
-    blueprint_NS = torch.tensor([[int(b) for b in plan.blueprints] for plan in headroom.plans])
-    start_N = torch.tensor([plan.start for plan in headroom.plans])
+def _planned(plans: Sequence[Plan], number_WCP: np.ndarray) -> Callable[[Episode, int], Controller]:
+    table_NKF = plan_table(plans)
 
     def make(episode: Episode, width: int) -> Controller:
-        rows, device = episode.population.rows, episode.population.device
-        plan_CP = torch.from_numpy(np.ascontiguousarray(plan_WCP[width]))
-        plan_R = plan_CP.flatten().repeat(rows // plan_CP.numel())
-        blueprint_RS = blueprint_NS[plan_R].to(device)
-        return ScheduleController(blueprint_RS, start_N[plan_R].to(device)[:, None].expand_as(blueprint_RS))
+        population = episode.population
+        number_CP = torch.from_numpy(np.ascontiguousarray(number_WCP[width]))
+        number_R = number_CP.flatten().repeat(population.rows // number_CP.numel())
+        return PlanController(table_NKF[number_R].to(population.device), population.slots.slots)
 
     return make
+
+
+def _random_plan(episode: Episode, width: int) -> Controller:
+    """Each row plays a plan of its own, drawn from the family: what architecture search is compared with."""
+    population = episode.population
+    family = Family.of(episode.config, episode.task.host.slot_config)
+    plans = family.sampled(population.rows, episode.config.seed, RANDOM_PLAN)
+    return PlanController(plan_table(plans, population.device), population.slots.slots)
 
 
 def _learned(policy: FactoredRecurrentActorCritic, greedy: bool) -> Callable[[Episode, int], Controller]:
@@ -155,7 +187,7 @@ def compare(
         Told, after every decision, the arm that plays and which share of all is done.
     """
     contexts, horizon = config.contexts, config.training.horizon
-    start_K = EXAM_STARTS + torch.arange(config.starts, device=config.device)
+    start_K = EXAM_STARTS + config.first_start + torch.arange(config.starts, device=config.device)
     prices_P = np.array(contexts.prices)
     cells = len(conditions(contexts))
     # An arm that sees prices has so many times the rows, and takes about so many times as long.

@@ -5,9 +5,10 @@ Shapes: K starts, C conditions (learning rate and label noise), P prices, N copi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,14 +19,20 @@ from esper.leyline.view import Controller
 from esper.simic.contexts import STARTS_OF_ROUND, Contexts
 from esper.simic.episode import Episode
 from esper.simic.objective import visible
-from esper.simic.recorder import RoundRecorder
+from esper.simic.step import Step
 from esper.tolaria.datasets import Dataset, Split
 from esper.tolaria.evaluation import evaluate
 from esper.tolaria.tasks import Task
 
-CHOICE_STARTS, EXAM_STARTS = (2**18 + 2**17) * STARTS_OF_ROUND, (2**19 + 2**18) * STARTS_OF_ROUND
-"""First of the starts on which schedules are chosen, and of those on which everything is compared; no training and
-no judgement of `esper train` uses either."""
+CHOICE_STARTS = (2**18 + 2**17) * STARTS_OF_ROUND
+"""First of the starts on which plans are chosen; no training and no judgement of `esper train` uses these or those
+below."""
+REPLAY_STARTS = CHOICE_STARTS + 2**15 * STARTS_OF_ROUND
+"""First of the starts on which a policy is watched, to find out what it does most often."""
+SCORE_STARTS = CHOICE_STARTS + 2**16 * STARTS_OF_ROUND
+"""First of the starts on which plans that were chosen are scored."""
+EXAM_STARTS = (2**19 + 2**18) * STARTS_OF_ROUND
+"""First of the starts on which everything is compared."""
 
 
 def conditions(config: ContextConfig) -> list[tuple[float, float]]:
@@ -55,6 +62,30 @@ def grid(config: ContextConfig, start_K: Tensor, prices: tuple[float, ...], copi
     )
 
 
+def chosen_contexts(config: ContextConfig, start_R: Tensor, condition_R: Tensor) -> Contexts:
+    """Contexts of rows that are named one by one, at price 0; no row has a twin, and every row may grow.
+
+    Parameters
+    ----------
+    start_R, condition_R
+        Int64: the start of each row, and the number of its condition.
+    """
+    every_R = torch.arange(len(start_R), device=start_R.device)
+    rate_R, noise_R = torch.tensor(conditions(config), device=start_R.device)[condition_R].unbind(1)
+    grows_R = torch.ones_like(every_R, dtype=torch.bool)
+    return Contexts(start_R, every_R, every_R, grows_R, torch.zeros_like(rate_R), rate_R, noise_R)
+
+
+class Recorder(Protocol):
+    """Takes down one round: see `simic.recorder.RoundRecorder`."""
+
+    def decision(self, step: Step) -> None:
+        """Take down a decision."""
+
+    def end(self, status: str, results: Mapping[str, Any]) -> None:
+        """Take down how the episodes ended."""
+
+
 @dataclass(frozen=True)
 class Played:
     """How a population ended, all [R].
@@ -80,7 +111,7 @@ def play(
     make: Callable[[Episode], Controller],
     pick: Callable[[Dataset], Split],
     *,
-    recorder: Callable[[Episode], RoundRecorder | None] | None = None,
+    recorder: Callable[[Episode], Recorder | None] | None = None,
     told: Callable[[int], None] | None = None,
 ) -> Played:
     """Let a controller grow a whole population, and measure how it ends.

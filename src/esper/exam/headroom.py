@@ -1,165 +1,189 @@
-"""How much there is to gain, and how much of it needs deciding: fixed schedules in every context.
+"""How much there is to gain, and how much of it needs deciding: the best plans that a search finds.
 
-A schedule is chosen on some starts and scored on the others, each start once, so that a table of many schedules does
-not flatter itself by picking what was lucky.
+The best plan for everything, the best for each price (what a policy is told) and the best for each context (what it has
+to find out) are chosen on the starts of the search, and scored on others.
 
-Shapes: W widths, K starts, C conditions, N plans.
+Shapes: W hosts, K fresh starts, C conditions, P prices, N plans, V ways of choosing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from itertools import product
 
 import numpy as np
-import torch
 
-from esper.exam.grid import CHOICE_STARTS, conditions, grid, play
-from esper.exam.schedules import Plan, family, slots_of
+from esper.exam.cells import Episodes
+from esper.exam.grid import SCORE_STARTS, conditions
+from esper.exam.plans import Plan
+from esper.exam.search import Found, Player, Rung, search
+from esper.exam.statistics import Interval, paired
 from esper.leyline.config import HeadroomConfig
-from esper.simic.episode import Episode
-from esper.simic.recorder import RoundRecorder
-from esper.tamiyo.controllers.schedule import ScheduleController
-from esper.tolaria.tasks import Task
 
-FOLDS = 2
-"""Parts of the starts: what is chosen on all but one is scored on that one."""
+ASKED, LEAST = 0.03, 0.02
+"""Contexts are accepted if knowing the context adds so much to the best plan for each price (nats, mean over prices),
+and the interval of that lies above the second."""
+
+
+class Way(IntEnum):
+    """What a plan is chosen by."""
+
+    SINGLE = 0
+    BY_PRICE = 1
+    BY_CONTEXT = 2
 
 
 @dataclass(frozen=True)
 class Headroom:
-    """What every plan did in every context.
+    """What a search found, and what its best plans did on fresh starts.
 
     Attributes
     ----------
     plans
-        The first grows nothing.
+        All that were tried; the first grows nothing.
     slot_ids
         Names of the slots.
-    widths, conditions
+    widths, conditions, prices
         Of the contexts; a condition is a learning rate and a share of wrong labels.
-    gain_WKCN, cost_WKCN
+    episodes
+        Episodes that the choice took.
+    found
+        What the search saw.
+    chosen_VWCP
+        Numbers of the plans that were chosen.
+    gain_VWKCP, cost_VWKCP
         By how much the loss on the selection split fell below that of growing nothing (nats), and
-        ln(1 + added / host parameters).
+        ln(1 + added / host parameters), on fresh starts.
     """
 
     plans: tuple[Plan, ...]
     slot_ids: tuple[str, ...]
     widths: tuple[float, ...]
     conditions: tuple[tuple[float, float], ...]
-    gain_WKCN: np.ndarray
-    cost_WKCN: np.ndarray
+    prices: tuple[float, ...]
+    episodes: int
+    found: Found
+    chosen_VWCP: np.ndarray
+    gain_VWKCP: np.ndarray
+    cost_VWKCP: np.ndarray
 
-    def net(self, price: float) -> np.ndarray:
-        """Gain less rent [W, K, C, N] (nats)."""
-        net_WKCN: np.ndarray = self.gain_WKCN - price * self.cost_WKCN
-        return net_WKCN
+    @property
+    def net_VWKCP(self) -> np.ndarray:
+        """Gain less the price of the added parameters (nats)."""
+        net: np.ndarray = self.gain_VWKCP - np.array(self.prices) * self.cost_VWKCP
+        return net
 
 
 @dataclass(frozen=True)
-class PriceLine:
-    """What choosing is worth at one price; means over all contexts, in nats, and standard errors over starts.
+class Worth:
+    """What choosing is worth on fresh starts, at one price or over all; in nats.
 
     Attributes
     ----------
-    best, best_net
-        The single best plan by all starts, and what it gains there.
-    single, by_width, by_context
-        Net gain of the best plan for all contexts, of the best for each width, and of the best for each context, each
-        chosen on other starts than it is scored on.
-    choosing, choosing_se
-        What knowing the context adds to the single best plan.
-    different
-        Contexts in which another plan than the single best one is best, of all contexts.
+    net, net_se
+        Net gain of each way of choosing, mean over contexts and starts, and its standard error over starts.
+    adds
+        What knowing the context adds to the best plan for each price.
     """
 
-    price: float
-    best: Plan
-    best_net: float
-    single: float
-    by_width: float
-    by_context: float
-    choosing: float
-    choosing_se: float
-    different: tuple[int, int]
+    net: tuple[float, ...]
+    net_se: tuple[float, ...]
+    adds: Interval
+
+    @property
+    def accepted(self) -> bool:
+        """Choosing is worth enough for a comparison of who chooses best."""
+        return self.adds.mean >= ASKED and self.adds.low > LEAST
+
+
+def worth(headroom: Headroom, price: int | None = None) -> Worth:
+    """Say what choosing is worth at one of the prices, told by its number, or over all of them."""
+    at = slice(None) if price is None else slice(price, price + 1)
+    net_VK = headroom.net_VWKCP[..., at].mean((1, 3, 4))
+    error_V = net_VK.std(1, ddof=1) / net_VK.shape[1] ** 0.5
+    adds = paired(net_VK[Way.BY_CONTEXT] - net_VK[Way.BY_PRICE])
+    return Worth(tuple(net_VK.mean(1).tolist()), tuple(error_V.tolist()), adds)
 
 
 def measure(
     config: HeadroomConfig,
-    tasks: list[Task],
+    plans: Sequence[Plan],
+    schedule: Sequence[Rung],
+    slot_ids: tuple[str, ...],
+    player: Player,
     *,
-    recorder: Callable[[Episode], RoundRecorder | None] | None = None,
-    told: Callable[[float], None] | None = None,
+    stage: Callable[[str, int], None] | None = None,
 ) -> Headroom:
-    """Run every plan in every context: all plans and conditions of one start and width are one population.
+    """Search, choose, and score what was chosen.
 
     Parameters
     ----------
-    tasks
-        The task with a host of each width.
-    recorder
-        Makes what records each population; None: nothing does.
-    told
-        Told after every decision which share of all is done.
+    plans
+        Candidates, as many as the first rung plays; the first grows nothing.
+    schedule
+        Rungs of the search.
+    player
+        Plays plans by number.
+    stage
+        Told what begins, and how many episodes it is.
     """
-    first, horizon = tasks[0].host.slot_config, config.training.horizon
-    plans = family(*slots_of(first), horizon, config.allowed_blueprints())
-    cells = conditions(config.contexts)
-    blueprint_NS = torch.tensor([[int(b) for b in plan.blueprints] for plan in plans], device=config.device)
-    start_NS = torch.tensor([plan.start for plan in plans], device=config.device)[:, None].expand_as(blueprint_NS)
-    repeated = [table.repeat(len(cells), 1) for table in (blueprint_NS, start_NS)]
-    runs = list(product(tasks, range(config.starts)))
-    ended = []
-    for number, (task, start) in enumerate(runs):
-        start_K = torch.tensor([CHOICE_STARTS + start], device=config.device)
+    contexts = config.contexts
+    cells = conditions(contexts)
+    shape = (len(contexts.host_widths), len(cells))
+    found = search(player, schedule, shape, contexts.prices, stage=stage)
+    chosen_VWCP = choose(found, contexts.prices)
+    gain_VWKCP, cost_VWKCP = score(player, chosen_VWCP, config.starts, stage=stage)
+    return Headroom(
+        plans=tuple(plans),
+        slot_ids=slot_ids,
+        widths=contexts.host_widths,
+        conditions=tuple(cells),
+        prices=contexts.prices,
+        episodes=sum(rung.plans * len(rung.starts) for rung in schedule) * shape[0] * shape[1],
+        found=found,
+        chosen_VWCP=chosen_VWCP,
+        gain_VWKCP=gain_VWKCP,
+        cost_VWKCP=cost_VWKCP,
+    )
 
-        def each(decision: int, done: int = number) -> None:
-            if told is not None:
-                told((done + decision / horizon) / len(runs))
 
-        ended.append(
-            play(
-                config,
-                task,
-                grid(config.contexts, start_K, (0.0,), len(plans)),
-                lambda _: ScheduleController(*repeated),
-                lambda data: data.selection,
-                recorder=recorder,
-                told=each,
-            )
+def choose(found: Found, prices: Sequence[float]) -> np.ndarray:
+    """Choose among the finalists by all that was seen of them: numbers of plans [V, W, C, P]."""
+    net_WCNP = np.stack([found.net(price)[..., found.finalists] for price in prices], 3)
+    widths, cells, _, _ = net_WCNP.shape
+    shape = (widths, cells, len(prices))
+    places = (
+        np.broadcast_to(net_WCNP.mean((0, 1, 3)).argmax(), shape),
+        np.broadcast_to(net_WCNP.mean((0, 1)).argmax(0), shape),
+        net_WCNP.argmax(2),
+    )
+    chosen: np.ndarray = found.finalists[np.stack(places)]
+    return chosen
+
+
+def score(
+    player: Player, chosen_VWCP: np.ndarray, starts: int, *, stage: Callable[[str, int], None] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Play each plan that was chosen, where it was chosen, from fresh starts; give gain and cost [V, W, K, C, P]."""
+    ways, widths, cells, prices = chosen_VWCP.shape
+    played = [
+        [(c, n) for c in range(cells) for n in sorted({0, *chosen_VWCP[:, w, c].flatten().tolist()})]
+        for w in range(widths)
+    ]
+    if stage is not None:
+        stage(f"scoring on {starts} fresh starts", starts * sum(map(len, played)))
+    gain, cost = (np.zeros((ways, widths, starts, cells, prices)) for _ in range(2))
+    for w, pairs in enumerate(played):
+        start_R = SCORE_STARTS + np.arange(starts).repeat(len(pairs))
+        condition_R, plan_R = np.tile(np.array(pairs), (starts, 1)).T
+        loss_KQ, cost_KQ = (
+            values.reshape(starts, len(pairs)) for values in player.play(Episodes(w, start_R, condition_R, plan_R))
         )
-    shape = (len(tasks), config.starts, len(cells), len(plans))
-    loss_WKCN, cost_WKCN = (np.stack([getattr(one, name) for one in ended]).reshape(shape) for name in ("loss", "cost"))
-    widths = config.contexts.host_widths
-    return Headroom(plans, first.slot_ids, widths, tuple(cells), loss_WKCN[..., :1] - loss_WKCN, cost_WKCN)
-
-
-def price_lines(headroom: Headroom, prices: tuple[float, ...]) -> Iterator[PriceLine]:
-    """What choosing is worth at each price."""
-    for price in prices:
-        net_WKCN = headroom.net(price)
-        widths, starts, cells, _ = net_WKCN.shape
-        fold_K = np.arange(starts) % FOLDS
-        scored = {name: np.empty((widths, starts, cells)) for name in ("single", "by_width", "by_context")}
-        for fold in range(FOLDS):
-            mean_WCN, held_WKCN = net_WKCN[:, fold_K != fold].mean(1), net_WKCN[:, fold_K == fold]
-            chosen = {
-                "single": np.broadcast_to(mean_WCN.mean((0, 1)).argmax(), (widths, cells)),
-                "by_width": np.broadcast_to(mean_WCN.mean(1).argmax(1)[:, None], (widths, cells)),
-                "by_context": mean_WCN.argmax(2),
-            }
-            for name, plan_WC in chosen.items():
-                scored[name][:, fold_K == fold] = np.take_along_axis(held_WKCN, plan_WC[:, None, :, None], 3)[..., 0]
-        by_start_K = (scored["by_context"] - scored["single"]).mean((0, 2))
-        mean_N = net_WKCN.mean((0, 1, 2))
-        best_WC, best = net_WKCN.mean(1).argmax(2), int(mean_N.argmax())
-        yield PriceLine(
-            price=price,
-            best=headroom.plans[best],
-            best_net=float(mean_N[best]),
-            **{name: float(values.mean()) for name, values in scored.items()},
-            choosing=float(by_start_K.mean()),
-            choosing_se=float(by_start_K.std(ddof=1) / starts**0.5),
-            different=(int((best_WC != best).sum()), best_WC.size),
-        )
+        place = {pair: q for q, pair in enumerate(pairs)}
+        for v, c, p in product(range(ways), range(cells), range(prices)):
+            q = place[c, int(chosen_VWCP[v, w, c, p])]
+            gain[v, w, :, c, p] = loss_KQ[:, place[c, 0]] - loss_KQ[:, q]
+            cost[v, w, :, c, p] = cost_KQ[:, q]
+    return gain, cost

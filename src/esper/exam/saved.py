@@ -3,48 +3,117 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from pydantic import field_validator
 
 from esper.exam.compare import Score
 from esper.exam.headroom import Headroom
-from esper.exam.schedules import Plan
+from esper.exam.plans import Plan, Seed
+from esper.exam.search import Found
 from esper.exam.statistics import Difference
-from esper.leyline.actions import Blueprint
+from esper.leyline.actions import ALPHA_TARGETS, TEMPOS, Blueprint, Style
 from esper.leyline.config import Frozen
 from esper.leyline.errors import EsperError
 from esper.leyline.files import write_atomic
 from esper.leyline.sealed import Sealed
-from esper.simic.run_folder import COMPARISON, HEADROOM
+from esper.simic.run_folder import COMPARISON, HEADROOM, PLANS
+
+_FORMAT: Literal[2] = 2
+"""Grows when a file of the former kind could no longer be read."""
+_USELESS = "is damaged, or of an earlier version; run `esper exam headroom` again"
 
 
-class _Plan(Frozen):
-    blueprints: tuple[str, ...]
-    start: int
+class _Seed(Frozen):
+    slot: int
+    blueprint: str
+    style: str
+    tempo: int
+    alpha_target: float
+    begin: int
+    cull: int | None
+
+    @classmethod
+    def of(cls, seed: Seed) -> _Seed:
+        names = {"blueprint": seed.blueprint.name.lower(), "style": seed.style.name.lower()}
+        return cls.model_validate(asdict(seed) | names)
+
+    @field_validator("tempo", "alpha_target")
+    @classmethod
+    def _is_choice(cls, value: float) -> float:
+        if value not in (*TEMPOS, *ALPHA_TARGETS):
+            raise ValueError("no action chooses that")
+        return value
+
+    def seed(self) -> Seed:
+        names = {"blueprint": Blueprint[self.blueprint.upper()], "style": Style[self.style.upper()]}
+        return Seed(**(self.model_dump() | names))
 
 
-class _Headroom(Sealed):
-    plans: tuple[_Plan, ...]
+class _Plans(Sealed):
+    format: Literal[2] = _FORMAT
+    plans: tuple[tuple[_Seed, ...], ...]
+
+    @classmethod
+    def _of(cls, plans: Sequence[Plan]) -> tuple[tuple[_Seed, ...], ...]:
+        return tuple(tuple(map(_Seed.of, plan.seeds)) for plan in plans)
+
+    def found(self) -> tuple[Plan, ...]:
+        return tuple(Plan(tuple(seed.seed() for seed in seeds)) for seeds in self.plans)
+
+
+class _Headroom(_Plans):
     slot_ids: tuple[str, ...]
     widths: tuple[float, ...]
     conditions: tuple[tuple[float, float], ...]
-    gain_nats: list[list[list[list[float]]]]
-    cost: list[list[list[list[float]]]]
+    prices: tuple[float, ...]
+    episodes: int
+    searched_starts: list[int]
+    searched_gain_nats: list[list[list[float]]]
+    searched_cost: list[list[list[float]]]
+    finalists: list[int]
+    chosen: list[list[list[list[int]]]]
+    gain_nats: list[list[list[list[list[float]]]]]
+    cost: list[list[list[list[list[float]]]]]
+
+
+def save_plans(folder: Path, plans: Sequence[Plan]) -> None:
+    """Write the plans that a search is to try."""
+    write_atomic(folder / PLANS, _Plans(plans=_Plans._of(plans)).sealed().model_dump_json().encode())
+
+
+def load_plans(folder: Path) -> tuple[Plan, ...]:
+    """Read them again.
+
+    Raises
+    ------
+    EsperError
+        The file is missing or damaged.
+    """
+    return _read(folder / PLANS, _Plans).found()
 
 
 def save_headroom(folder: Path, headroom: Headroom) -> None:
-    """Write the table of all plans in all contexts."""
-    plans = tuple(_Plan(blueprints=tuple(b.name.lower() for b in p.blueprints), start=p.start) for p in headroom.plans)
+    """Write what a search found."""
+    found = headroom.found
     table = _Headroom(
-        plans=plans,
+        plans=_Plans._of(headroom.plans),
         slot_ids=headroom.slot_ids,
         widths=headroom.widths,
         conditions=headroom.conditions,
-        gain_nats=headroom.gain_WKCN.tolist(),
-        cost=headroom.cost_WKCN.tolist(),
+        prices=headroom.prices,
+        episodes=headroom.episodes,
+        searched_starts=found.starts_N.tolist(),
+        searched_gain_nats=found.gain_WCN.tolist(),
+        searched_cost=found.cost_WCN.tolist(),
+        finalists=found.finalists.tolist(),
+        chosen=headroom.chosen_VWCP.tolist(),
+        gain_nats=headroom.gain_VWKCP.tolist(),
+        cost=headroom.cost_VWKCP.tolist(),
     )
     write_atomic(folder / HEADROOM, table.sealed().model_dump_json().encode())
 
@@ -57,22 +126,40 @@ def load_headroom(folder: Path) -> Headroom:
     EsperError
         It is missing or damaged.
     """
-    path = folder / HEADROOM
+    table = _read(folder / HEADROOM, _Headroom)
+    return Headroom(
+        plans=table.found(),
+        slot_ids=table.slot_ids,
+        widths=table.widths,
+        conditions=table.conditions,
+        prices=table.prices,
+        episodes=table.episodes,
+        found=Found(
+            starts_N=np.array(table.searched_starts),
+            gain_WCN=np.array(table.searched_gain_nats),
+            cost_WCN=np.array(table.searched_cost),
+            finalists=np.array(table.finalists),
+        ),
+        chosen_VWCP=np.array(table.chosen),
+        gain_VWKCP=np.array(table.gain_nats),
+        cost_VWKCP=np.array(table.cost),
+    )
+
+
+_Kind = TypeVar("_Kind", bound=Sealed)
+
+
+def _read(path: Path, kind: type[_Kind]) -> _Kind:
     try:
-        table = _Headroom.model_validate_json(path.read_bytes())
-        plans = tuple(Plan(tuple(Blueprint[name.upper()] for name in p.blueprints), p.start) for p in table.plans)
-        gain, cost = np.array(table.gain_nats), np.array(table.cost)
-        shape = (len(table.widths), *gain.shape[1:2], len(table.conditions), len(plans))
-        if gain.shape != shape or cost.shape != shape or any(len(p.blueprints) != len(table.slot_ids) for p in plans):
-            raise ValueError("its tables do not fit its plans")
-        if not table.whole:
-            raise ValueError("it does not have the checksum that it was written with")
+        table = kind.model_validate_json(path.read_bytes())
     except OSError as error:
         reason = error.strerror or error
         raise EsperError(f"headroom: cannot read {path}: {reason}; name a folder of `esper exam headroom`") from error
-    except (ValueError, KeyError) as error:
-        raise EsperError(f"headroom: {path} is damaged; run `esper exam headroom` again") from error
-    return Headroom(plans, table.slot_ids, table.widths, table.conditions, gain, cost)
+    except ValueError as error:
+        raise EsperError(f"headroom: {path} {_USELESS}") from error
+    if not table.whole:
+        raise EsperError(f"headroom: {path} {_USELESS}")
+    return table
 
 
 def save_comparison(folder: Path, scores: dict[str, Score], differences: dict[str, dict[str, Difference]]) -> None:

@@ -352,21 +352,28 @@ class HeadroomConfig(PopulationConfig):
     """One `esper exam headroom` run."""
 
     contexts: ContextConfig = ContextConfig()
-    starts: Annotated[int, Field(ge=2, le=2**12)] = 4
-    """Starts (initialisation, data order, wrong labels) on which every schedule is run in every context."""
+    episodes: Annotated[int, Field(ge=1, le=2**24)] = 6400
+    """Episodes that the search for the best plans may take; by default as many as `esper train` does."""
+    starts: Annotated[int, Field(ge=2, le=2**12)] = 24
+    """Fresh starts (initialisation, data order, wrong labels) on which the plans that were chosen are scored."""
+    plans_of: tuple[str, ...] = ()
+    """Folders of `esper train` and `esper exam headroom`: what policies do most often, and what was found there, is
+    tried as well."""
     recording: RecordConfig = RecordConfig(record="off")
 
 
 class CompareConfig(PopulationConfig):
-    """One `esper exam compare` run: population and contexts are those of the schedules that it compares with."""
+    """One `esper exam compare` run: population and contexts are those of the search that it compares with."""
 
     contexts: ContextConfig = ContextConfig()
     headroom: str
-    """Folder of `esper exam headroom`, whose schedules are compared with."""
+    """Folder of `esper exam headroom`, whose plans are compared with."""
     policies: tuple[str, ...]
     """Folders of `esper train` runs."""
     starts: Annotated[int, Field(ge=2, le=2**12)] = 24
     """Starts (initialisation, data order, wrong labels) that every arm plays in every context."""
+    first_start: Annotated[int, Field(ge=0, le=2**20)] = 0
+    """Number of the first of them: a later comparison can take starts at which nobody has looked."""
     recording: RecordConfig = RecordConfig(record="lean")
 
 

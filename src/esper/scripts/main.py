@@ -78,39 +78,45 @@ def _commands(run: RunConfig, training: TrainConfig, table: HeadroomConfig) -> d
         config: HeadroomConfig = table,
         out: Path | None = None,
         replace: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+        resume: Path | None = None,
     ) -> int:
-        """Run a family of fixed schedules in every context: how much there is to gain, and how much of it by choosing.
+        """Search for the best fixed plans: how much there is to gain, and how much of it by choosing for each context.
 
         Parameters
         ----------
         config
             The run. --config FILE starts from the config.json of an earlier one.
         out
-            Folder of the table; by default named after the run, in runs/.
+            Folder of the search; by default named after the run, in runs/.
         replace
             Overwrite an earlier one in that folder.
+        resume
+            Folder of a search that was stopped or killed: go on after its last whole cell.
         """
-        from esper.scripts.exam import headroom
+        from esper.scripts.headroom import headroom
 
-        return headroom(config, out=out, replace=replace)
+        return headroom(config, out=out, replace=replace, resume=resume)
 
     def compare_command(
         headroom: Path,
         policies: tuple[Path, ...],
         starts: int = 24,
+        first_start: int = 0,
         out: Path | None = None,
         replace: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     ) -> int:
-        """Compare policies with growing never, at random, by the clock, by rule and by the best schedules.
+        """Compare policies with growing never, at random, by the clock, by rule and by the best fixed plans.
 
         Parameters
         ----------
         headroom
-            Folder of `esper exam headroom`: its schedules and contexts are compared with.
+            Folder of `esper exam headroom`: its best plans and its contexts are compared with.
         policies
             Folders of `esper train`, trained in the same contexts.
         starts
             Starts (initialisation, data order, wrong labels) that every arm plays in every context.
+        first_start
+            Number of the first of them: a later comparison can take starts at which nobody has looked.
         out
             Folder of the comparison; by default named after the run, in runs/.
         replace
@@ -118,7 +124,7 @@ def _commands(run: RunConfig, training: TrainConfig, table: HeadroomConfig) -> d
         """
         from esper.scripts.exam import comparison
 
-        return comparison(headroom, policies, starts, out=out, replace=replace)
+        return comparison(headroom, policies, starts, first_start, out=out, replace=replace)
 
     def tasks_command() -> int:
         """List the tasks with their hosts."""
@@ -193,10 +199,13 @@ def _take_config(arguments: list[str]) -> tuple[RunConfig, TrainConfig, Headroom
     run, training, table = RunConfig(), TrainConfig(), HeadroomConfig()
     for at, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        if name == "--resume" and arguments[:1] in (["grow"], ["train"]) and (equals or at + 1 < len(arguments)):
+        resumable = arguments[:1] in (["grow"], ["train"]) or arguments[:2] == ["exam", "headroom"]
+        if name == "--resume" and resumable and (equals or at + 1 < len(arguments)):
             path = Path(value if equals else arguments[at + 1]) / CONFIG
             if arguments[:1] == ["train"]:
                 training = read_config(path, TrainConfig)
+            elif arguments[:1] == ["exam"]:
+                table = read_config(path, HeadroomConfig)
             else:
                 run = read_config(path, RunConfig)
             break

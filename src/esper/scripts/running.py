@@ -62,6 +62,21 @@ def last_checkpoint(
     """
     if resume is None:
         return None
+    check_resumable(config, resume, out, replace)
+    checkpoint = Checkpoints(resume).load(report)
+    if checkpoint is None:
+        raise EsperError(f"resume: {resume} has no checkpoint that can be used; begin again with --out and --replace")
+    return checkpoint
+
+
+def check_resumable(config: PopulationConfig, resume: Path, out: Path | None, replace: bool) -> None:
+    """Refuse to go on in a folder with other settings than its own.
+
+    Raises
+    ------
+    EsperError
+        The run was begun with other settings, or another folder was named as well.
+    """
     if out is not None or replace:
         raise EsperError("resume: a run goes on in its own folder; leave --out and --replace out")
     differing = first_difference(read_config(resume / CONFIG, type(config)), config)
@@ -71,10 +86,6 @@ def last_checkpoint(
             f"resume: {name} is {before} in {resume} and {now} here; "
             "a run goes on only as it was begun: leave the setting out, or begin a new run"
         )
-    checkpoint = Checkpoints(resume).load(report)
-    if checkpoint is None:
-        raise EsperError(f"resume: {resume} has no checkpoint that can be used; begin again with --out and --replace")
-    return checkpoint
 
 
 @contextmanager

@@ -6,7 +6,9 @@ model.safetensors    the grown network; model.json describes its modules
 model.py             plain PyTorch loader, needs neither Esper nor this folder's other files
 checkpoints/         where it was, to go on from
 policy-best/         after `esper train` instead of the network: the policy that did best on the selection split
-headroom.json        after `esper exam headroom` instead: what every schedule did in every context
+plans.json           after `esper exam headroom` instead: the plans that were tried,
+cells/               what each did, a file for each population,
+headroom.json        and what the best of them are worth on fresh starts
 comparison.json      after `esper exam compare` instead: what every arm reached, start by start
 """
 
@@ -33,8 +35,9 @@ from esper.tolaria.checkpoints import Checkpoints
 MODEL, MODEL_DESCRIPTION, LOADER = "model.safetensors", "model.json", "model.py"
 BEST_POLICY = "policy-best"
 HEADROOM, COMPARISON = "headroom.json", "comparison.json"
+PLANS, CELLS = "plans.json", "cells"
 _MADE = (
-    *(MODEL, MODEL_DESCRIPTION, LOADER, HEADROOM, COMPARISON),
+    *(MODEL, MODEL_DESCRIPTION, LOADER, HEADROOM, PLANS, COMPARISON),
     *(f"{BEST_POLICY}/{name}" for name in (WEIGHTS, DESCRIPTION)),
 )
 """Files that a run makes beside its configuration and its store."""
@@ -69,7 +72,7 @@ class RunFolder:
         self.path, self.store = path, path / STORE
         held = hold_folder(path) if resume else _make_room(path, replace=replace)
         weakref.finalize(self, os.close, held)
-        for folder in (path, path / BEST_POLICY, path / CHECKPOINTS):
+        for folder in (path, path / BEST_POLICY, path / CHECKPOINTS, path / CELLS):
             remove_leftovers(folder)
         if not resume:
             write_atomic(path / CONFIG, (config.model_dump_json(indent=2) + "\n").encode())
@@ -114,7 +117,7 @@ def _make_room(path: Path, *, replace: bool) -> int:
         path.mkdir(parents=True, exist_ok=True)
         descriptor = hold_folder(path)
         # The configuration stays until the new one replaces it: until then it still is a run.
-        for file in (*store_files(path / STORE), *(path / name for name in _MADE)):
+        for file in (*store_files(path / STORE), *(path / name for name in _MADE), *(path / CELLS).glob("*.json")):
             file.unlink(missing_ok=True)
         Checkpoints(path).remove()
     except OSError as error:
