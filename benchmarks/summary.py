@@ -12,7 +12,7 @@ from common import RESULTS
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 ORDER = (
-    *("headroom", "population", "kernels", "lifecycle", "contributions", "optimizer"),
+    *("headroom", "population", "kernels", "lifecycle", "contributions", "leave_one_out", "optimizer"),
     *("incubators", "operator_jump", "layout", "products", "decisions", "recording", "learning"),
     *("soak", "false_alarms"),
 )
