@@ -163,34 +163,32 @@ def test_ctrl_c_ends_a_comparison_after_its_decision(home, capsys):
     assert column(home / "long" / "run.sqlite", "SELECT status FROM run") == ["interrupted"]
 
 
-def test_a_search_that_was_stopped_goes_on_to_the_same_table(home, capsys):
-    """Stopped with ctrl-C, and killed."""
-    told = ("exam", "headroom", *WORLD, *SMALL, "--record", "lean", "--out", "table")
-    assert in_process(capsys, *told[:-1], "whole")[0] == 0
-    for stop, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
-        run = started(*told)
-        while not (home / "table" / "cells" / "00000.json").exists():
-            assert run.poll() is None, run.communicate()
-            time.sleep(0.05)
-        run.send_signal(stop)
-        out, err = run.communicate(timeout=60)
-        assert (run.returncode, err) == (code, "")
-        assert not (home / "table" / "headroom.json").exists()
-        if stop == signal.SIGINT:
-            assert "Stopped. Go on with: esper exam headroom --resume table" in out
-            assert column(home / "table" / "run.sqlite", "SELECT status FROM run") == ["interrupted"]
-        code, out, err = in_process(capsys, "exam", "headroom", "--resume", "table")
-        assert (code, err) == (0, "")
-        table, whole = (snapshot(home / folder) for folder in ("table", "whole"))
-        assert {name: table[name] for name in table if "sqlite" not in name} == {
-            name: whole[name] for name in whole if "sqlite" not in name
-        }
-        store = home / "table" / "run.sqlite"
-        assert column(store, "SELECT status FROM run") == ["finished"]
-        assert column(store, "SELECT round FROM round") == list(
-            range(len([name for name in whole if name.endswith(".json") and "cells" in name]))
-        )
-        told = (*told[:-2], "--out", "table", "--replace")
+@pytest.mark.parametrize(("stop", "ends"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_search_that_was_stopped_goes_on_to_the_same_table(home, capsys, stop, ends):
+    """With ctrl-C, and killed."""
+    told = ("exam", "headroom", *WORLD, *SMALL, "--record", "lean", "--out")
+    run = started(*told, "table")
+    while not (home / "table" / "cells" / "00000.json").exists():
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.05)
+    run.send_signal(stop)
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, err) == (ends, "")
+    assert not (home / "table" / "headroom.json").exists()
+    if stop == signal.SIGINT:
+        assert "Stopped. Go on with: esper exam headroom --resume table" in out
+        assert column(home / "table" / "run.sqlite", "SELECT status FROM run") == ["interrupted"]
+    code, _, err = in_process(capsys, "exam", "headroom", "--resume", "table")
+    assert (code, err) == (0, "")
+    assert in_process(capsys, *told, "whole")[0] == 0
+    table, whole = (snapshot(home / folder) for folder in ("table", "whole"))
+    assert {name: table[name] for name in table if "sqlite" not in name} == {
+        name: whole[name] for name in whole if "sqlite" not in name
+    }
+    store = home / "table" / "run.sqlite"
+    assert column(store, "SELECT status FROM run") == ["finished"]
+    cells = [name for name in whole if name.endswith(".json") and "cells" in name]
+    assert column(store, "SELECT round FROM round") == list(range(len(cells)))
 
 
 def test_a_search_goes_on_only_as_it_was_begun(home, capsys):
