@@ -96,10 +96,8 @@ def main() -> None:
                     "standard error": round((difference_R.std() / args.starts**0.5).item(), 4),
                     "shadow better in": f"{int((difference_R > 0).sum())} of {args.starts}",
                     "seconds, shadow / straight-through": round(seconds, 2),
-                    "final losses, shadow": [round(loss, 5) for loss in final[0].tolist()],
                 }
             )
-            print(rows[-1], flush=True)
     report("incubators", rows, settings=vars(args))
 
 

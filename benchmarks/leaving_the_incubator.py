@@ -12,6 +12,7 @@ two standard errors of 0.
 
 import argparse
 from itertools import product
+from typing import Any
 
 import torch
 from common import report
@@ -65,9 +66,9 @@ class Averaging:
                     bank.theta[n] = self._sum[key][n] / updates
         return loss_R
 
-    def step(self, index_RB: torch.Tensor) -> torch.Tensor:
+    def step(self, *batch: Any) -> torch.Tensor:
         """One update, added up."""
-        loss_R = self._step(index_RB)
+        loss_R = self._step(*batch)
         with torch.no_grad():
             for key, bank in self._population.seeds.items():
                 self._sum[key] += bank.theta
