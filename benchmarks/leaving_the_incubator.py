@@ -26,7 +26,7 @@ from esper.tolaria.evaluation import evaluate
 from esper.tolaria.machine import tune_process
 from esper.tolaria.tasks import TASKS, Task, load_task
 
-CONTROLLERS = ("periodic",)
+CONTROLLERS = ("periodic", "heuristic")
 MULTIPLES = (-2.0, 0.0, 2.0)
 
 

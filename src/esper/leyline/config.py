@@ -91,8 +91,8 @@ class GateConfig(Frozen):
     """G2: decisions in TRAINING."""
     min_incubator_gain: Finite = 0.0
     """G2: incubator gain above this (nats),"""
-    incubator_gain_errors: Finite = 0.0
-    """plus so many of its standard errors."""
+    incubator_gain_errors: Finite = -2.0
+    """plus so many of its standard errors: only a seed that clearly harms is kept back (docs/decisions/0016)."""
     min_gradient_ratio: NonNegative = 1e-3
     """G2: a gradient not above this, relative to the host's, is vanishing."""
     max_gradient_ratio: Rate = 1e3
