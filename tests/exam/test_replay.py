@@ -59,10 +59,10 @@ def test_the_plan_in_the_middle_of_the_largest_group():
 
 
 def test_a_policy_is_watched_in_every_context_and_price():
-    config, task = headroom_config(), exam_tasks()[0]
-    modal = modal_plans(config, config.contexts, task, small_policy(0))
-    family = Family.of(config, task.host.slot_config)
+    config, tasks = headroom_config(), exam_tasks()
+    modal = modal_plans(config, config.contexts, tasks, small_policy(0))
+    family = Family.of(config, tasks[0].host.slot_config)
     assert len(modal.by_price) == len(PRICES)
     assert all(family.misfit(plan) is None for plan in (modal.plan, *modal.by_price))
-    assert modal == modal_plans(config, config.contexts, task, small_policy(0))
+    assert modal == modal_plans(config, config.contexts, tasks, small_policy(0))
     assert STARTS >= 2

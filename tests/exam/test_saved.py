@@ -49,7 +49,7 @@ def spoiled(text):
 def spoiled_table(text):
     told = json.loads(text)
     yield from spoiled(text)
-    yield json.dumps(told | {"widths": [1.0]})
+    yield json.dumps(told | {"hosts": ["digits"]})
     yield json.dumps(told | {"searched_cost": told["searched_cost"][0]})
     yield json.dumps(told | {"gain_nats": [[[["much"]]]]})
     # What the version before this one wrote.

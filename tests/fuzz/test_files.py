@@ -228,7 +228,7 @@ def test_a_table(table, accidents):
         )
         return
     whole = small_headroom()
-    assert (found.plans, found.slot_ids, found.widths) == (whole.plans, whole.slot_ids, whole.widths)
+    assert (found.plans, found.slot_ids, found.hosts) == (whole.plans, whole.slot_ids, whole.hosts)
     assert found.conditions == whole.conditions
     np.testing.assert_array_equal(found.chosen_VWCP, whole.chosen_VWCP)
     np.testing.assert_array_equal(found.net_VWKCP, whole.net_VWKCP)

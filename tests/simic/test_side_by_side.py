@@ -117,7 +117,10 @@ def test_actions_of_another_shape_are_no_actions(shape):
 
 
 def test_host_widths_share_the_groups_evenly():
-    with pytest.raises(ValueError, match="each of 3 host_widths needs as many groups; 12 rows are 4 groups of 3"):
+    with pytest.raises(
+        ValueError,
+        match="each of 3 hosts \\(tasks times host_widths\\) needs as many groups; 12 rows are 4 groups of 3",
+    ):
         configured(4)
     assert ContextConfig().host_widths == (1.0,)
 

@@ -4,7 +4,7 @@ Every arm plays the same starts (initialisation, data order, wrong labels), none
 choice of a plan has seen. What counts is by how much the loss on the test split is below that of growing nothing,
 less rent, averaged over all contexts of a start.
 
-Shapes: W widths, K starts, C conditions, P prices; R rows of a population.
+Shapes: W hosts (tasks and widths), K starts, C conditions, P prices; R rows of a population.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Arm:
     name
         What it is called in tables.
     make
-        Gives its controller for a population of one width, whose number is told.
+        Gives its controller for a population of one host, whose number is told.
     sees_price
         It does something else at another price; where it does not, it plays each context once for all prices.
     """
@@ -128,7 +128,7 @@ def _replayed(name: str, modal: Modal, headroom: Headroom) -> tuple[Arm, ...]:
 
 
 def _control(name: str) -> Callable[[Episode, int], Controller]:
-    def make(episode: Episode, width: int) -> Controller:
+    def make(episode: Episode, host: int) -> Controller:
         population = episode.population
         every_R = torch.arange(population.rows, device=population.device)
         slots, seed = population.slots.slots, episode.config.seed
@@ -142,16 +142,16 @@ def _control(name: str) -> Callable[[Episode, int], Controller]:
 def _planned(plans: Sequence[Plan], number_WCP: np.ndarray) -> Callable[[Episode, int], Controller]:
     table_NKF = plan_table(plans)
 
-    def make(episode: Episode, width: int) -> Controller:
+    def make(episode: Episode, host: int) -> Controller:
         population = episode.population
-        number_CP = torch.from_numpy(np.ascontiguousarray(number_WCP[width]))
+        number_CP = torch.from_numpy(np.ascontiguousarray(number_WCP[host]))
         number_R = number_CP.flatten().repeat(population.rows // number_CP.numel())
         return PlanController(table_NKF[number_R].to(population.device), population.slots.slots)
 
     return make
 
 
-def _random_plan(episode: Episode, width: int) -> Controller:
+def _random_plan(episode: Episode, host: int) -> Controller:
     """Each row plays a plan of its own, drawn from the family: what architecture search is compared with."""
     population = episode.population
     family = Family.of(episode.config, episode.task.host.slot_config)
@@ -160,7 +160,7 @@ def _random_plan(episode: Episode, width: int) -> Controller:
 
 
 def _learned(policy: FactoredRecurrentActorCritic, greedy: bool) -> Callable[[Episode, int], Controller]:
-    def make(episode: Episode, width: int) -> Controller:
+    def make(episode: Episode, host: int) -> Controller:
         every_R = torch.arange(episode.population.rows, device=episode.population.device)
         return PolicyController(policy, episode.config.seed, every_R, greedy=greedy)
 
@@ -180,7 +180,7 @@ def compare(
     Parameters
     ----------
     tasks
-        The task with a host of each width.
+        The tasks with a host of each width.
     recorder
         Gives what records a round of an arm; None: nothing does.
     told
@@ -196,7 +196,7 @@ def compare(
     for arm, size in zip(players, sizes, strict=True):
         prices = contexts.prices if arm.sees_price else (0.0,)
         played: list[Played] = []
-        for width, task in enumerate(tasks):
+        for host, task in enumerate(tasks):
 
             def each(decision: int, name: str = arm.name, before: int = before, size: int = size) -> None:
                 if told is not None:
@@ -207,7 +207,7 @@ def compare(
                     config,
                     task,
                     grid(contexts, start_K, prices, 1),
-                    lambda episode, arm=arm, width=width: arm.make(episode, width),  # type: ignore[misc]
+                    lambda episode, arm=arm, host=host: arm.make(episode, host),  # type: ignore[misc]
                     lambda data: data.test,
                     recorder=recorder and (lambda episode, name=arm.name: recorder(episode, name)),
                     told=each,

@@ -45,8 +45,8 @@ class Headroom:
         All that were tried; the first grows nothing.
     slot_ids
         Names of the slots.
-    widths, conditions, prices
-        Of the contexts; a condition is a learning rate and a share of wrong labels.
+    hosts, conditions, prices
+        Of the contexts: tasks and widths; a condition is a learning rate and a share of wrong labels.
     episodes
         Episodes that the choice took.
     found
@@ -60,7 +60,7 @@ class Headroom:
 
     plans: tuple[Plan, ...]
     slot_ids: tuple[str, ...]
-    widths: tuple[float, ...]
+    hosts: tuple[str, ...]
     conditions: tuple[tuple[float, float], ...]
     prices: tuple[float, ...]
     episodes: int
@@ -131,14 +131,15 @@ def measure(
     """
     contexts = config.contexts
     cells = conditions(contexts)
-    shape = (len(contexts.host_widths), len(cells))
+    shape = (contexts.hosts, len(cells))
+    hosts = product((config.task, *contexts.other_tasks), contexts.host_widths)
     found = search(player, schedule, shape, contexts.prices, stage=stage)
     chosen_VWCP = choose(found, contexts.prices)
     gain_VWKCP, cost_VWKCP = score(player, chosen_VWCP, config.starts, stage=stage)
     return Headroom(
         plans=tuple(plans),
         slot_ids=slot_ids,
-        widths=contexts.host_widths,
+        hosts=tuple(name if width == 1 else f"{name} x{width:g}" for name, width in hosts),
         conditions=tuple(cells),
         prices=contexts.prices,
         episodes=sum(rung.plans * len(rung.starts) for rung in schedule) * shape[0] * shape[1],
@@ -152,8 +153,8 @@ def measure(
 def choose(found: Found, prices: Sequence[float]) -> np.ndarray:
     """Choose among the finalists by all that was seen of them: numbers of plans [V, W, C, P]."""
     net_WCNP = np.stack([found.net(price)[..., found.finalists] for price in prices], 3)
-    widths, cells, _, _ = net_WCNP.shape
-    shape = (widths, cells, len(prices))
+    hosts, cells, _, _ = net_WCNP.shape
+    shape = (hosts, cells, len(prices))
     places = (
         np.broadcast_to(net_WCNP.mean((0, 1, 3)).argmax(), shape),
         np.broadcast_to(net_WCNP.mean((0, 1)).argmax(0), shape),
@@ -167,14 +168,14 @@ def score(
     player: Player, chosen_VWCP: np.ndarray, starts: int, *, stage: Callable[[str, int], None] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Play each plan that was chosen, where it was chosen, from fresh starts; give gain and cost [V, W, K, C, P]."""
-    ways, widths, cells, prices = chosen_VWCP.shape
+    ways, hosts, cells, prices = chosen_VWCP.shape
     played = [
         [(c, n) for c in range(cells) for n in sorted({0, *chosen_VWCP[:, w, c].flatten().tolist()})]
-        for w in range(widths)
+        for w in range(hosts)
     ]
     if stage is not None:
         stage(f"scoring on {starts} fresh starts", starts * sum(map(len, played)))
-    gain, cost = (np.zeros((ways, widths, starts, cells, prices)) for _ in range(2))
+    gain, cost = (np.zeros((ways, hosts, starts, cells, prices)) for _ in range(2))
     for w, pairs in enumerate(played):
         start_R = SCORE_STARTS + np.arange(starts).repeat(len(pairs))
         condition_R, plan_R = np.tile(np.array(pairs), (starts, 1)).T

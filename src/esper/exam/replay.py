@@ -81,22 +81,23 @@ class Diary:
 
 
 def modal_plans(
-    config: PopulationConfig, contexts: ContextConfig, task: Task, policy: FactoredRecurrentActorCritic
+    config: PopulationConfig, contexts: ContextConfig, tasks: Sequence[Task], policy: FactoredRecurrentActorCritic
 ) -> Modal:
-    """Watch a policy, taking its most likely choices, in every context."""
+    """Watch a policy, taking its most likely choices, in every context of every host."""
     start_K = REPLAY_STARTS + torch.arange(STARTS, device=config.device)
     rows = grid(contexts, start_K, contexts.prices, 1)
     every_R = torch.arange(len(rows.start_id_R), device=config.device)
-    diary = Diary(len(every_R))
-    play(
-        config,
-        task,
-        rows,
-        lambda _: PolicyController(policy, config.seed, every_R, greedy=True),
-        lambda data: data.selection,
-        recorder=lambda _: diary,
-    )
-    plans, prices = diary.plans(), len(contexts.prices)
+    diaries = [Diary(len(every_R)) for _ in tasks]
+    for task, diary in zip(tasks, diaries, strict=True):
+        play(
+            config,
+            task,
+            rows,
+            lambda _: PolicyController(policy, config.seed, every_R, greedy=True),
+            lambda data: data.selection,
+            recorder=lambda _, diary=diary: diary,  # type: ignore[misc]
+        )
+    plans, prices = [plan for diary in diaries for plan in diary.plans()], len(contexts.prices)
     return Modal(most_frequent(plans), tuple(most_frequent(plans[p::prices]) for p in range(prices)))
 
 

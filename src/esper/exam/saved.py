@@ -23,7 +23,7 @@ from esper.leyline.files import write_atomic
 from esper.leyline.sealed import Sealed
 from esper.simic.run_folder import COMPARISON, HEADROOM, PLANS
 
-_FORMAT: Literal[2] = 2
+_FORMAT: Literal[3] = 3
 """Grows when a file of the former kind could no longer be read."""
 _USELESS = "is damaged, or of an earlier version; run `esper exam headroom` again"
 
@@ -55,7 +55,7 @@ class _Seed(Frozen):
 
 
 class _Plans(Sealed):
-    format: Literal[2] = _FORMAT
+    format: Literal[3] = _FORMAT
     plans: tuple[tuple[_Seed, ...], ...]
 
     @classmethod
@@ -68,7 +68,7 @@ class _Plans(Sealed):
 
 class _Headroom(_Plans):
     slot_ids: tuple[str, ...]
-    widths: tuple[float, ...]
+    hosts: tuple[str, ...]
     conditions: tuple[tuple[float, float], ...]
     prices: tuple[float, ...]
     episodes: int
@@ -103,7 +103,7 @@ def save_headroom(folder: Path, headroom: Headroom) -> None:
     table = _Headroom(
         plans=_Plans._of(headroom.plans),
         slot_ids=headroom.slot_ids,
-        widths=headroom.widths,
+        hosts=headroom.hosts,
         conditions=headroom.conditions,
         prices=headroom.prices,
         episodes=headroom.episodes,
@@ -130,7 +130,7 @@ def load_headroom(folder: Path) -> Headroom:
     return Headroom(
         plans=table.found(),
         slot_ids=table.slot_ids,
-        widths=table.widths,
+        hosts=table.hosts,
         conditions=table.conditions,
         prices=table.prices,
         episodes=table.episodes,

@@ -189,6 +189,13 @@ class ContextConfig(Frozen):
         default=(1.0,), min_length=1, max_length=MOST_VALUES
     )
     """Widths of the hosts, as multiples of the task's; each is a population of its own."""
+    other_tasks: tuple[str, ...] = Field(default=(), max_length=MOST_VALUES)
+    """Tasks whose hosts, with the same kinds of sites, are among the contexts as well."""
+
+    @property
+    def hosts(self) -> int:
+        """Hosts of different tasks and widths."""
+        return (1 + len(self.other_tasks)) * len(self.host_widths)
 
 
 class ObjectiveConfig(Frozen):
@@ -326,9 +333,9 @@ class TrainConfig(PopulationConfig):
     def _whole_groups(self) -> Self:
         if self.rows % self.group_size:
             raise ValueError(f"rows must be a multiple of group_size; got {self.rows} and {self.group_size}")
-        if self.groups % len(self.contexts.host_widths):
+        if self.groups % self.contexts.hosts:
             raise ValueError(
-                f"each of {len(self.contexts.host_widths)} host_widths needs as many groups; "
+                f"each of {self.contexts.hosts} hosts (tasks times host_widths) needs as many groups; "
                 f"{self.rows} rows are {self.groups} groups of {self.group_size}"
             )
         if self.training.horizon > LONGEST_LESSON:

@@ -59,9 +59,9 @@ def comparison(
         starts=starts,
         first_start=first_start,
     )
-    tasks = begin(config, config.contexts.host_widths)
+    tasks = begin(config, config.contexts)
     learned = [load_policy(path / BEST_POLICY, config.device) for path in policies]
-    replays = [modal_plans(config, config.contexts, tasks[0], policy) for policy in learned]
+    replays = [modal_plans(config, config.contexts, tasks, policy) for policy in learned]
     players = arms(table, learned, replays)
     path = out or RUN_FOLDER / f"compare-{config.task}-{config.host}-seed{config.seed}"
     made = RunFolder(path, config, replace=replace)

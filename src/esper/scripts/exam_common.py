@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from esper.leyline.config import PopulationConfig
+from esper.leyline.config import ContextConfig, PopulationConfig
 from esper.scripts.running import Interrupt
 from esper.tolaria.machine import check_device, tune_process
-from esper.tolaria.tasks import Task, load_task
+from esper.tolaria.tasks import Task, load_hosts
 
 PIPE_WIDTH = 120
 """Characters of a line where the output is no terminal."""
@@ -39,11 +39,11 @@ def watched(console: Console, interrupt: Interrupt) -> Iterator[Callable[[str, f
         yield told
 
 
-def begin(config: PopulationConfig, widths: Sequence[float]) -> list[Task]:
-    """Prepare the machine, and give the task with a host of each width."""
+def begin(config: PopulationConfig, contexts: ContextConfig) -> list[Task]:
+    """Prepare the machine, and load every task with its hosts."""
     check_device(config.device)
     tune_process(1)
-    return [load_task(config.task, config.host, config.device, width=width) for width in widths]
+    return load_hosts(config, contexts)
 
 
 def wide_console() -> Console:
@@ -56,6 +56,6 @@ def plain_table(title: str, *columns: str) -> Table:
     """Give a table whose columns of words stand left and whose numbers stand right."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        words = column in ("plan", "arm", "policy", "against", "chosen by")
+        words = column in ("host", "plan", "arm", "policy", "against", "chosen by")
         table.add_column(column, justify="left" if words else "right", no_wrap=not words)
     return table

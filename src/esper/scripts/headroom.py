@@ -45,12 +45,12 @@ def headroom(config: HeadroomConfig, *, out: Path | None, replace: bool, resume:
     path = resume or out or RUN_FOLDER / f"headroom-{config.task}-{config.host}-seed{config.seed}"
     if resume is not None:
         check_resumable(config, resume, out, replace)
-    tasks = begin(config, config.contexts.host_widths)
+    tasks = begin(config, config.contexts)
     slots = tasks[0].host.slot_config
     contexts = len(tasks) * len(conditions(config.contexts))
     if resume is None:
         family = Family.of(config, slots)
-        named = _named(config, tasks[0], family)
+        named = _named(config, tasks, family)
         schedule = rungs(config.episodes, contexts, len(candidates(family, named, config.seed)))
         plans = candidates(family, named, config.seed, schedule[0].plans)
         kept = None
@@ -82,13 +82,13 @@ def headroom(config: HeadroomConfig, *, out: Path | None, replace: bool, resume:
     return 0
 
 
-def _named(config: HeadroomConfig, task: Task, family: Family) -> tuple[Plan, ...]:
+def _named(config: HeadroomConfig, tasks: Sequence[Task], family: Family) -> tuple[Plan, ...]:
     """Give the plans that policies and earlier searches found."""
     named: list[Plan] = []
     for name in config.plans_of:
         folder = Path(name)
         if (folder / BEST_POLICY).exists():
-            modal = modal_plans(config, config.contexts, task, load_policy(folder / BEST_POLICY, config.device))
+            modal = modal_plans(config, config.contexts, tasks, load_policy(folder / BEST_POLICY, config.device))
             found: Sequence[Plan] = (modal.plan, *modal.by_price)
         else:
             earlier = load_headroom(folder)
@@ -140,14 +140,14 @@ class _Progress:
 
 
 def _show(console: Console, table: Headroom) -> None:
-    best = plain_table("Best plan for each context", "width", "rate", "noise", "price", "net gain", "plan")
+    best = plain_table("Best plan for each context", "host", "rate", "noise", "price", "net gain", "plan")
     net_VWKCP = table.net_VWKCP
-    for w, width in enumerate(table.widths):
+    for w, host in enumerate(table.hosts):
         for c, (rate, noise) in enumerate(table.conditions):
             for p, price in enumerate(table.prices):
                 plan = table.plans[table.chosen_VWCP[Way.BY_CONTEXT, w, c, p]].text(table.slot_ids)
                 net = net_VWKCP[Way.BY_CONTEXT, w, :, c, p].mean()
-                best.add_row(*(f"{value:g}" for value in (width, rate, noise, price)), f"{net:+.4f}", plan)
+                best.add_row(host, *(f"{value:g}" for value in (rate, noise, price)), f"{net:+.4f}", plan)
     by_price = plain_table("Best plan for everything, and for each price", "price", "net gain", "plan")
     single = table.plans[table.chosen_VWCP[Way.SINGLE, 0, 0, 0]].text(table.slot_ids)
     by_price.add_row("every", f"{net_VWKCP[Way.SINGLE].mean():+.4f}", single, end_section=True)

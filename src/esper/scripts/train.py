@@ -33,7 +33,7 @@ from esper.simic.train import PolicyTraining, RoundLine, Worth
 from esper.tamiyo.policy.saved import load_policy
 from esper.tolaria.checkpoints import Checkpoint
 from esper.tolaria.machine import check_device, tune_process
-from esper.tolaria.tasks import Task, load_task
+from esper.tolaria.tasks import Task, load_hosts
 
 ROUND_KINDS = 2
 """The final evaluation is two rounds: greedy, and drawing."""
@@ -46,7 +46,7 @@ def train(config: TrainConfig, *, out: Path | None, replace: bool, resume: Path 
     tune_process(1)
     path = resume or out or RUN_FOLDER / f"train-{config.task}-{config.host}-seed{config.seed}"
     checkpoint = last_checkpoint(config, resume, out, replace)
-    tasks = [load_task(config.task, config.host, config.device, width=width) for width in config.contexts.host_widths]
+    tasks = load_hosts(config, config.contexts)
     try:
         check_gamma(config.objective, config.ppo.gamma)
     except ValueError as error:

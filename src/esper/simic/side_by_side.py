@@ -1,4 +1,4 @@
-"""Several populations as one environment: hosts of different widths cannot share a table, but can share a policy.
+"""Several populations as one environment: different hosts cannot share a table, but can share a policy.
 
 Shapes: R rows of all populations, one population after the other.
 """
@@ -102,12 +102,12 @@ class SideBySide:
 
 
 def populations(config: TrainConfig, tasks: Sequence[Task], *, record: bool = False) -> SideBySide:
-    """Give the populations of a training round, one for each width of the hosts.
+    """Give the populations of a training round, one for each host.
 
     Parameters
     ----------
     tasks
-        The task with a host of each of `host_widths`.
+        The tasks with a host of each width.
     record
         See `GrowthEnvironment`.
     """

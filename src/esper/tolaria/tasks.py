@@ -9,7 +9,7 @@ import torch
 
 from esper.kasmina.hosts import Host
 from esper.leyline.actions import SiteKind
-from esper.leyline.config import HostConfig, TaskConfig
+from esper.leyline.config import ContextConfig, HostConfig, PopulationConfig, TaskConfig
 from esper.leyline.errors import EsperError
 from esper.tolaria.datasets import DATASETS, Dataset, Split
 
@@ -85,6 +85,26 @@ def load_task(
     host_config = config.host_config(which).scaled(width)
     data = shaped(DATASETS[config.dataset](config.split_seed), host_config).to(device, dtype)
     return Task(config, Host(host_config, tuple(data.train.x.shape[1:]), data.classes), data)
+
+
+def load_hosts(config: PopulationConfig, contexts: ContextConfig) -> list[Task]:
+    """Load every task of the contexts, with a host of each width.
+
+    Raises
+    ------
+    EsperError
+        There is no such task, or its hosts have other sites: the same action would mean something else.
+    """
+    names = (config.task, *contexts.other_tasks)
+    tasks = [load_task(name, config.host, config.device, width=w) for name in names for w in contexts.host_widths]
+    for task in tasks:
+        own, first = ([str(site.kind) for site in one.host.slot_config.sites] for one in (task, tasks[0]))
+        if own != first:
+            raise EsperError(
+                f"other_tasks: the sites of {task.config.name} are {', '.join(own)}, those of {config.task} "
+                f"{', '.join(first)}; name tasks with the same"
+            )
+    return tasks
 
 
 def shaped(data: Dataset, host: HostConfig) -> Dataset:
