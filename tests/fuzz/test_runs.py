@@ -53,6 +53,7 @@ OF_TRAINING = {
     "policy.width": st.sampled_from([4, 8]),
     "policy.layers": st.integers(1, 2),
     "policy.hidden": st.integers(1, 8),
+    "contexts.other_tasks": st.just([]),
     "contexts.host_widths": st.sampled_from([[1.0], [0.5], [5e-324], [1.0, 1.0], [0.3, 1.1]]),
 }
 OF_TABLE = {
@@ -67,6 +68,7 @@ OF_TABLE = {
     "plans_of": st.just([]),
     "contexts.learning_rates": st.sampled_from([[1e-12], [0.01], [1e9], [0.01, 1e3]]),
     "contexts.label_noise": st.sampled_from([[0.0], [math.nextafter(1, 0)]]),
+    "contexts.other_tasks": st.just([]),
     "contexts.host_widths": st.sampled_from([[1.0], [5e-324], [0.3, 1.1]]),
 }
 OPEN = {

@@ -40,7 +40,14 @@ def test_from_the_table_to_the_comparison(home, capsys):
     code, out, err = headroom(capsys)
     assert (code, err) == (0, "")
     # Two widths of two conditions at two prices; everything and two prices, twice.
-    assert len(re.findall(rf"^│ +[\d.]+ │ +0\.01 │ +[\d.]+ │ +[\d.]+ │ +{NUMBER} │ (norm|nothing)", out, re.M)) == 8
+    assert (
+        len(
+            re.findall(
+                rf"^│ mnist1d-mlp(?: x0\.5)? +│ +0\.01 │ +[\d.]+ │ +[\d.]+ │ +{NUMBER} │ (norm|nothing)", out, re.M
+            )
+        )
+        == 8
+    )
     assert len(re.findall(rf"^│ +(every|[\d.]+) │ +{NUMBER} │ (norm|nothing)", out, re.M)) == 3
     error = rf"{NUMBER} ± 0\.\d{{4}}"
     assert (
@@ -220,3 +227,21 @@ def test_what_policies_and_earlier_searches_found_is_tried_as_well(home, capsys)
     code, out, err = headroom(capsys, *more, "--horizon", "13", "--blueprints", "lora_small", out="other")
     assert (code, out) == (2, "")
     assert re.search(r"plans_of: a plan of table cannot be played here: norm does not fit r0c\d\n", err)
+
+
+def test_a_context_can_be_a_task(home, capsys):
+    """Of two tasks each has hosts, plans and scores of its own, for policies as for plans."""
+    tasks = ("--host-widths", "1", "--other-tasks", "digits-mlp")
+    code, out, err = headroom(capsys, *tasks)
+    assert (code, err) == (0, "")
+    assert len(re.findall(rf"^│ (mnist1d-mlp|digits-mlp) +│ +0\.01 │ +[\d.]+ │ +[\d.]+ │ +{NUMBER} │", out, re.M)) == 8
+    assert in_process(capsys, *TRAIN, *tasks, "--out", "policy")[0] == 0
+    assert compare(capsys, "policy")[0] == 0
+    parameters = column(home / "comparison" / "run.sqlite", "SELECT DISTINCT host_parameters FROM episode")
+    assert len(parameters) == 2
+    code, out, err = headroom(capsys, "--other-tasks", "digits", out="other")
+    assert (code, out) == (2, "")
+    assert err == (
+        "esper: other_tasks: the sites of digits are image, image, image, those of mnist1d-mlp vector, vector, vector; "
+        "name tasks with the same\n"
+    )

@@ -6,12 +6,12 @@ import torch
 from esper.kasmina.population import Population
 from esper.kasmina.rows.core import Statistics
 from esper.leyline.actions import Blueprint, SiteKind
-from esper.leyline.config import GrowthConfig, HostConfig
+from esper.leyline.config import ContextConfig, GrowthConfig, HeadroomConfig, HostConfig
 from esper.leyline.errors import EsperError
 from esper.leyline.sites import fit_table
 from esper.tolaria.batches import shared
 from esper.tolaria.datasets import DATASETS
-from esper.tolaria.tasks import TASKS, load_task, shaped, task_config
+from esper.tolaria.tasks import TASKS, load_hosts, load_task, shaped, task_config
 from helpers.episodes import TASK_NAMES
 
 PARTS = ("train", "reward_validation", "selection", "test")
@@ -32,6 +32,21 @@ def test_looked_up_by_name(name):
     assert config is TASKS[name]
     assert config.summary.strip()
     assert "\n" not in config.summary
+
+
+def test_hosts_of_several_tasks_are_loaded_by_task_and_width():
+    contexts = ContextConfig(other_tasks=("mnist1d-mlp",), host_widths=(1.0, 2.0))
+    loaded = load_hosts(HeadroomConfig(task="digits-mlp"), contexts)
+    assert [task.config.name for task in loaded] == ["digits-mlp"] * 2 + ["mnist1d-mlp"] * 2
+    assert [task.host.config.widths[0] for task in loaded] == [16, 32, 24, 48]
+    assert contexts.hosts == len(loaded)
+
+
+def test_tasks_with_other_sites_are_refused():
+    with pytest.raises(
+        EsperError, match=r"^other_tasks: the sites of digits-mlp are vector, .*, those of digits image"
+    ):
+        load_hosts(HeadroomConfig(task="digits"), ContextConfig(other_tasks=("digits-mlp",)))
 
 
 @pytest.mark.parametrize("look_up", [task_config, lambda name: load_task(name, "impaired")])

@@ -141,7 +141,7 @@ def _degrees_of_freedom(difference_MK: np.ndarray) -> float:
     """Of the variance of the mean, (MS of seeds + MS of starts - MS of the rest) / MK: from M - 1 to M + K."""
     seeds, starts = difference_MK.shape
     if seeds == 1:
-        return starts - 1
+        return float(starts - 1)
     of_seed_M1, of_start_1K = difference_MK.mean(1, keepdims=True), difference_MK.mean(0, keepdims=True)
     whole = difference_MK.mean()
     rest_MK = difference_MK - of_seed_M1 - of_start_1K + whole
