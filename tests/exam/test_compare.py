@@ -72,7 +72,7 @@ def test_all_start_alike_and_nobody_else_starts_there(played):
     _, episodes, _ = played
     ids = [{*episode.contexts.start_id_R.tolist()} for of in episodes.values() for episode in of]
     assert all(one == {EXAM_STARTS, EXAM_STARTS + 1, EXAM_STARTS + 2} for one in ids)
-    # Rounds of training, selection and judgement, schedules, exams: one behind the other.
+    # Rounds of training, selection and judgement, plans, exams: one behind the other.
     firsts = [0, SELECTION_STARTS, CHOICE_STARTS // STARTS_OF_ROUND, FINAL_STARTS, EXAM_STARTS // STARTS_OF_ROUND]
     assert firsts == sorted(set(firsts))
     assert firsts[-1] < MOST_ROUNDS

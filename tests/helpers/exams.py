@@ -63,9 +63,9 @@ def known_headroom(player, config=None, slots=None):
     slots = slots or exam_tasks()[0].host.slot_config
     cells = len(WIDTHS) * len(conditions(config.contexts))
     family = Family.of(config, slots)
-    schedule = rungs(config.episodes, cells, len(candidates(family, (), config.seed)))
-    plans = candidates(family, (), config.seed, schedule[0].plans)
-    return measure(config, plans, schedule, slots.slot_ids, player)
+    ladder = rungs(config.episodes, cells, len(candidates(family, (), config.seed)))
+    plans = candidates(family, (), config.seed, ladder[0].plans)
+    return measure(config, plans, ladder, slots.slot_ids, player)
 
 
 @cache

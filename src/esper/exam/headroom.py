@@ -110,7 +110,7 @@ def worth(headroom: Headroom, price: int | None = None) -> Worth:
 def measure(
     config: HeadroomConfig,
     plans: Sequence[Plan],
-    schedule: Sequence[Rung],
+    ladder: Sequence[Rung],
     slot_ids: tuple[str, ...],
     player: Player,
     *,
@@ -122,7 +122,7 @@ def measure(
     ----------
     plans
         Candidates, as many as the first rung plays; the first grows nothing.
-    schedule
+    ladder
         Rungs of the search.
     player
         Plays plans by number.
@@ -133,7 +133,7 @@ def measure(
     cells = conditions(contexts)
     shape = (contexts.hosts, len(cells))
     hosts = product((config.task, *contexts.other_tasks), contexts.host_widths)
-    found = search(player, schedule, shape, contexts.prices, stage=stage)
+    found = search(player, ladder, shape, contexts.prices, stage=stage)
     chosen_VWCP = choose(found, contexts.prices)
     gain_VWKCP, cost_VWKCP = score(player, chosen_VWCP, config.starts, stage=stage)
     return Headroom(
@@ -142,7 +142,7 @@ def measure(
         hosts=tuple(name if width == 1 else f"{name} x{width:g}" for name, width in hosts),
         conditions=tuple(cells),
         prices=contexts.prices,
-        episodes=sum(rung.plans * len(rung.starts) for rung in schedule) * shape[0] * shape[1],
+        episodes=sum(rung.plans * len(rung.starts) for rung in ladder) * shape[0] * shape[1],
         found=found,
         chosen_VWCP=chosen_VWCP,
         gain_VWKCP=gain_VWKCP,

@@ -120,7 +120,7 @@ def _cost(plans: int, contexts: int) -> int:
 
 def search(
     player: Player,
-    schedule: Sequence[Rung],
+    ladder: Sequence[Rung],
     shape: tuple[int, int],
     prices: Sequence[float],
     *,
@@ -132,7 +132,7 @@ def search(
     ----------
     player
         Plays plans by number, 0 being to grow nothing.
-    schedule
+    ladder
         Of `rungs`.
     shape
         Number of hosts and of conditions.
@@ -141,14 +141,14 @@ def search(
     stage
         Told what begins, and how many episodes it is.
     """
-    plans = schedule[0].plans
+    plans = ladder[0].plans
     starts_N, gain_WCN, cost_WCN = np.zeros(plans, dtype=np.int64), np.zeros((*shape, plans)), np.zeros((*shape, plans))
     kept_N = np.arange(plans)
-    for rung in schedule:
+    for rung in ladder:
         if rung.number:
             kept_N = kept_N[survivors(gain_WCN[..., kept_N], cost_WCN[..., kept_N], prices, rung.plans)]
         if stage is not None:
-            what = f"rung {rung.number + 1} of {len(schedule)}: {rung.plans} plans, {len(rung.starts)} starts"
+            what = f"rung {rung.number + 1} of {len(ladder)}: {rung.plans} plans, {len(rung.starts)} starts"
             stage(what, shape[0] * shape[1] * rung.plans * len(rung.starts))
         # Means over all the starts that a plan has seen: the new ones weigh as much as their number.
         seen = int(starts_N[kept_N[0]])

@@ -51,11 +51,11 @@ def headroom(config: HeadroomConfig, *, out: Path | None, replace: bool, resume:
     if resume is None:
         family = Family.of(config, slots)
         named = _named(config, tasks, family)
-        schedule = rungs(config.episodes, contexts, len(candidates(family, named, config.seed)))
-        plans = candidates(family, named, config.seed, schedule[0].plans)
+        ladder = rungs(config.episodes, contexts, len(candidates(family, named, config.seed)))
+        plans = candidates(family, named, config.seed, ladder[0].plans)
         kept = None
     else:
-        plans, schedule = load_plans(resume), rungs(config.episodes, contexts, 1)
+        plans, ladder = load_plans(resume), rungs(config.episodes, contexts, 1)
         kept = Kept(len(kept_cells(resume)))
         if kept.rounds == 0:
             raise EsperError(f"resume: {resume} has no cell that can be used; begin again with --out and --replace")
@@ -63,14 +63,14 @@ def headroom(config: HeadroomConfig, *, out: Path | None, replace: bool, resume:
     save_plans(path, plans)
     interrupt = Interrupt()
     table: Headroom | None = None
-    planned = _scoring(config, len(tasks)) + sum(rung.plans * len(rung.starts) * contexts for rung in schedule)
+    planned = _scoring(config, len(tasks)) + sum(rung.plans * len(rung.starts) * contexts for rung in ladder)
     decisions = -(-planned // ROWS) * config.training.horizon
     with open_store(folder, config, "exam headroom", decisions, kept=kept) as store, interrupt.watching():
         with contextlib.suppress(Stopped), watched(console, interrupt) as told:
             progress = _Progress(console, told, planned)
             cells = Cells(path, config, tasks, plans, recorder=_recorder(store), told=progress.episodes)
             progress.left -= cells.kept_episodes
-            table = measure(config, plans, schedule, slots.slot_ids, cells, stage=progress.stage)
+            table = measure(config, plans, ladder, slots.slot_ids, cells, stage=progress.stage)
         if store is not None:
             store.close("interrupted" if table is None else "finished")
     if table is None:
