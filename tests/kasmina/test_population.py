@@ -273,6 +273,27 @@ def test_planting_goes_on_where_it_left_off(kind: SiteKind):
 
 
 @kinds
+def test_seeds_that_grew_can_be_planted_as_they_began(kind: SiteKind):
+    """With their operators and initial parameters: the control of what growing costs is the same network."""
+    grown, planted = populate(kind, ROWS := [3, 0, 7, 2]), populate(kind, ROWS)
+    # The third row's seeds are its second and its third: one before them was culled.
+    decide(grown, {2: germinate(0, BLUEPRINTS[kind][1], MULTIPLY)})
+    decide(grown, {2: act(Op.CULL, 0)})
+    while (grown.slots.stage[2, 0] != int(Stage.DORMANT)).item():
+        decide(grown, {})
+    wishes = {place: wish._replace(stage=Stage.FOSSILIZED, fading=False) for place, wish in mixed_stages(kind).items()}
+    bring(grown, wishes)
+    slots = grown.slots
+    planted.plant(slots.blueprint, operator_RS=slots.operator, seed_id_RS=slots.seed_id)
+    audit(planted)
+    assert slots.seed_id[2].tolist() == [1, 2]
+    for name in ("stage", "blueprint", "operator", "parameters", "seed_id", "alpha", "seeds_made"):
+        assert torch.equal(getattr(planted.slots, name), getattr(slots, name)), name
+    for row in range(4):
+        same_state(lanes_of_row(planted, row), lanes_of_row(grown, row))
+
+
+@kinds
 def test_every_blueprint_can_be_planted(kind: SiteKind):
     fitting = sorted(BLUEPRINTS_OF_KIND[kind])
     population = populate(kind, list(range(len(fitting))))

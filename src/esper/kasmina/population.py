@@ -120,25 +120,42 @@ class Population:
         return self.gates.report(self.slots, host_loss_R)
 
     @torch.no_grad()
-    def plant(self, blueprint_RS: Tensor) -> None:
-        """Fill empty slots with committed seeds before the first update: what a static network is made of.
+    def plant(
+        self, blueprint_RS: Tensor, *, operator_RS: Tensor | None = None, seed_id_RS: Tensor | None = None
+    ) -> None:
+        """Fill empty slots with committed seeds, without a trial: what a static network is made of.
 
         Parameters
         ----------
         blueprint_RS
             Int64, values of `Blueprint`; NOOP leaves a slot empty.
+        operator_RS
+            Int64, values of `Operator`; by default each seed is added.
+        seed_id_RS
+            Int64, the k of "the k-th seed of this row", which decides its initial parameters; by default seeds are
+            numbered in the order of their slots. Those of seeds that were grown give seeds that begin as they did.
         """
-        slots = self.slots
-        planted = blueprint_RS.to(self.device) != int(Blueprint.NOOP)
-        sites = torch.arange(slots.slots, device=self.device)
-        counts = self.lifecycle.parameter_counts[sites, blueprint_RS.to(self.device), int(Operator.ADD)]
+        slots, device = self.slots, self.device
+        blueprint_RS = blueprint_RS.to(device)
+        planted = blueprint_RS != int(Blueprint.NOOP)
+        if operator_RS is None:
+            operator_RS = torch.full_like(blueprint_RS, int(Operator.ADD))
+        if seed_id_RS is None:
+            seed_id_RS = planted.long().cumsum(1) - 1 + slots.seeds_made[:, None]
+        operator_RS, seed_id_RS = operator_RS.to(device), seed_id_RS.to(device)
+        sites = torch.arange(slots.slots, device=device)
+        counts = self.lifecycle.parameter_counts[sites, blueprint_RS, operator_RS]
         slots.stage[planted] = int(Stage.FOSSILIZED)
-        slots.blueprint[planted] = blueprint_RS.to(self.device)[planted]
-        slots.parameters[planted] = counts[planted]
+        for name, values_RS in (
+            ("blueprint", blueprint_RS),
+            ("operator", operator_RS),
+            ("parameters", counts),
+            ("seed_id", seed_id_RS),
+        ):
+            getattr(slots, name)[planted] = values_RS[planted]
         slots.alpha[planted] = slots.alpha_target[planted] = 1.0
-        number = planted.long().cumsum(1) - 1 + slots.seeds_made[:, None]
-        slots.seed_id[planted] = number[planted]
-        slots.seeds_made += planted.sum(1)
+        made_R = (seed_id_RS.masked_fill(~planted, -1).amax(1) + 1).maximum(slots.seeds_made)
+        slots.seeds_made.copy_(made_R)
         self.settle()
 
     def settle(self, *cargo: Parcel) -> tuple[Cargo, ...]:
