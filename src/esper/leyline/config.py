@@ -375,8 +375,8 @@ class CompareConfig(PopulationConfig):
     contexts: ContextConfig = ContextConfig()
     headroom: str
     """Folder of `esper exam headroom`, whose plans are compared with."""
-    policies: tuple[str, ...]
-    """Folders of `esper train` runs."""
+    policies: tuple[str, ...] = ()
+    """Folders of `esper train` runs; without one only the other arms are played."""
     starts: Annotated[int, Field(ge=2, le=2**12)] = 24
     """Starts (initialisation, data order, wrong labels) that every arm plays in every context."""
     first_start: Annotated[int, Field(ge=0, le=2**20)] = 0
