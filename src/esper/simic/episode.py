@@ -235,6 +235,7 @@ class Episode:
             slots=population.slots,
             slot_config=self.task.host.slot_config,
             fits_SB=population.fits_SB,
+            seed_parameters_SBO=population.lifecycle.parameter_counts,
             gates=population.gate_report(self._seen.val_loss_R),
             **self._seen._asdict(),
             host_parameters=population.hosts.layer.parameter_count,
