@@ -29,10 +29,12 @@ def controllers(tmp_path_factory):
     }
 
 
-def made(task, controller, **more):
+def made(task, controller, precision="float32", **more):
     # Gradients that stay away are noticed in the first decision without an update.
     governor = GovernorConfig(most_skipped_updates=2, recovery_decisions=3)
     config = run_config(task, controller, horizon=HORIZON, updates=2, growth=QUICK, governor=governor)
+    training = config.training.model_copy(update={"precision": precision})
+    config = config.model_copy(update={"training": training})
     return Episode(config, task_of(task, examples=48), controller, torch.arange(ROWS), **more)
 
 
@@ -85,6 +87,22 @@ def test_it_goes_on_as_if_it_had_never_stopped(task, controller, controllers):
     for part in parts.values():
         check_same_step(part.step(), whole.step())
         check_same_state(part, whole)
+
+
+@tasks
+def test_in_mixed_precision_too(task):
+    whole, exact = made(task, "random", "bfloat16"), made(task, "random")
+    part = None
+    while not whole.done:
+        step = whole.advance(record=True)
+        exact.advance()
+        if part is not None:
+            check_same_step(part.advance(record=True), step)
+        if whole.decision == 6:
+            part = again(whole, precision="bfloat16")
+    check_same_state(part, whole)
+    assert whole.population.slots.seeds_made.sum() > 0
+    assert not torch.equal(whole.population.hosts.theta, exact.population.hosts.theta)
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)

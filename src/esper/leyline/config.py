@@ -170,6 +170,9 @@ class TrainingConfig(Frozen):
     """Optimizer steps between two decisions."""
     batch_size: Annotated[int, Field(ge=2, le=2**12)] = 32
     """Examples in a minibatch of one row; two at least, for a batch norm compares them."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the passes of an update compute in. Norms, losses, gradients, parameters and all that is measured stay
+    float32."""
 
 
 class PolicyConfig(Frozen):

@@ -142,7 +142,8 @@ class Episode:
         order = BatchOrder(config.seed, contexts.start_id_R, len(train.y), training.batch_size)
         updates = training.horizon * training.updates_per_decision
         labels_RN = noisy_labels(train.y, task.data.classes, contexts, config.seed)
-        self.trainer = Trainer(population, train, order, config.optimizer, updates, labels_RN)
+        precision = torch.bfloat16 if training.precision == "bfloat16" else None
+        self.trainer = Trainer(population, train, order, config.optimizer, updates, labels_RN, precision)
         self.decision = 0
         unmeasured_R = torch.full((population.rows,), NOT_MEASURED, device=population.device)
         self.governor = Governor(

@@ -45,8 +45,9 @@ def mean_loss(logits: Tensor, target: Tensor) -> Tensor:
 class Trainer:
     """Makes the updates of a population.
 
-    Losses are never scaled: weights, gradients and moments are float32 or float64. An autocast to bfloat16 around the
-    passes needs no scaler, because bfloat16 has the exponents of float32; float16 would, and is not offered.
+    Mixed precision: each update casts every table of parameters to bfloat16 once, and computes its passes in it;
+    norms, losses, gradients, moments, running statistics and the parameters themselves stay as they are, and so does
+    whatever is measured. Losses are never scaled: bfloat16 has the exponents of float32.
 
     Parameters
     ----------
@@ -62,6 +63,8 @@ class Trainer:
         Updates of the whole run: every learning-rate curve ends there.
     labels_RN
         Labels that each row learns instead of those of the data; None: the data's.
+    precision
+        Dtype of the passes; None: that of the parameters.
 
     Attributes
     ----------
@@ -77,9 +80,11 @@ class Trainer:
         config: OptimizerConfig,
         total_updates: int,
         labels_RN: Tensor | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
         self.population, self.data, self.order, self.config = population, data, order, config
         self._labels_RN = labels_RN
+        self._precision = precision or population.dtype
         self.optimizer = RowOptimizer(config)
         self.total_updates = total_updates
         self.update = 0
@@ -126,17 +131,17 @@ class Trainer:
 
     def _step(self, index_RB: Tensor, y_RB: Tensor, rates: Rates) -> Tensor:
         population = self.population
-        x = gather(self.data.x, index_RB, population.lane_axis)
-        shadows = population.shadows
+        x = gather(self.data.x, index_RB, population.lane_axis).to(self._precision)
+        shadows, tables = population.shadows, population.tables(self._precision)
         statistics = [(bank, [table.clone() for table in bank.buffers]) for bank in population.banks if bank.buffers]
         logits, streams = population.forward(
-            x, population.training_pass, statistics=Statistics.UPDATED, keep=shadows is not None
+            x, population.training_pass, statistics=Statistics.UPDATED, keep=shadows is not None, tables=tables
         )
         loss_R = mean_loss(logits, y_RB)
         # A sum over rows: no row's gradient depends on how many rows there are.
         total = loss_R.sum()
         if shadows is not None:
-            shadow_logits = population.branch(streams, shadows)
+            shadow_logits = population.branch(streams, shadows, tables=tables)
             total = total + mean_loss(shadow_logits, y_RB[shadows.row_K]).sum()
         banks, active = zip(*population.learning(), strict=True)
         grads = torch.autograd.grad(total, [bank.theta for bank in banks])
