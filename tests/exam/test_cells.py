@@ -8,11 +8,13 @@ import torch
 
 from esper.exam import cells as module
 from esper.exam.cells import Cells, Episodes, kept_cells
-from esper.exam.grid import CHOICE_STARTS, conditions, grid, play
+from esper.exam.grid import play
 from esper.exam.plans import NOTHING, Plan, Seed, plan_table
 from esper.leyline.actions import Blueprint, Style
 from esper.leyline.config import ContextConfig
 from esper.leyline.errors import EsperError
+from esper.leyline.starts import CHOICE
+from esper.simic.contexts import conditions, grid
 from esper.simic.run_folder import CELLS
 from esper.tamiyo.controllers.plan import PlanController
 from helpers.exams import NOISE, RATES, exam_tasks, headroom_config
@@ -26,7 +28,7 @@ PLANS = (
 
 def some_episodes(host=1):
     """Two starts, two of four conditions, three plans."""
-    start, condition, plan = np.meshgrid(CHOICE_STARTS + np.arange(2), [1, 2], np.arange(3), indexing="ij")
+    start, condition, plan = np.meshgrid(CHOICE.start + np.arange(2), [1, 2], np.arange(3), indexing="ij")
     return Episodes(host, start.flatten(), condition.flatten(), plan.flatten())
 
 
@@ -44,7 +46,7 @@ def test_an_episode_is_what_the_plan_does_alone(tmp_path):
     config, (_, task) = headroom_config(), exam_tasks()
     assert conditions(config.contexts)[2] == (RATES[1], NOISE[0])
     alone = grid(
-        ContextConfig(learning_rates=RATES[1:], label_noise=NOISE[:1]), torch.tensor([CHOICE_STARTS + 1]), (0.0,), 1
+        ContextConfig(learning_rates=RATES[1:], label_noise=NOISE[:1]), torch.tensor([CHOICE.start + 1]), (0.0,), 1
     )
     controller = PlanController(plan_table(PLANS[2:]), 3)
     ended = play(config, task, alone, lambda _: controller, lambda data: data.selection)

@@ -8,7 +8,6 @@ from esper.exam.compare import (
     BY_CONTEXT,
     BY_PRICE,
     CONTROLS,
-    HEURISTIC,
     NEVER,
     RANDOM_PLAN,
     REPLAY,
@@ -20,14 +19,13 @@ from esper.exam.compare import (
     compare,
     differences,
 )
-from esper.exam.grid import CHOICE_STARTS, EXAM_STARTS, grid
 from esper.exam.headroom import Way
 from esper.exam.plans import NOTHING, Family, Plan, Seed
 from esper.exam.replay import Modal
 from esper.leyline.actions import Blueprint, Style
 from esper.leyline.config import CompareConfig
-from esper.simic.contexts import MOST_ROUNDS, STARTS_OF_ROUND
-from esper.simic.train import FINAL_STARTS, SELECTION_STARTS
+from esper.leyline.starts import EXAM
+from esper.simic.contexts import grid
 from esper.tolaria.evaluation import evaluate
 from helpers.exams import NOISE, PRICES, RATES, WIDTHS, WORLD, exam_tasks, small_headroom
 from helpers.rollouts import small_policy
@@ -72,11 +70,7 @@ def test_every_arm_plays_every_context(played):
 def test_all_start_alike_and_nobody_else_starts_there(played):
     _, episodes, _ = played
     ids = [{*episode.contexts.start_id_R.tolist()} for of in episodes.values() for episode in of]
-    assert all(one == {EXAM_STARTS, EXAM_STARTS + 1, EXAM_STARTS + 2} for one in ids)
-    # Rounds of training, selection and judgement, plans, exams: one behind the other.
-    firsts = [0, SELECTION_STARTS, CHOICE_STARTS // STARTS_OF_ROUND, FINAL_STARTS, EXAM_STARTS // STARTS_OF_ROUND]
-    assert firsts == sorted(set(firsts))
-    assert firsts[-1] < MOST_ROUNDS
+    assert all(one == {*EXAM[:3]} for one in ids)
 
 
 def test_what_an_arm_scores_is_its_lead_over_growing_nothing_less_rent(played):
@@ -103,8 +97,7 @@ def test_who_does_not_see_the_price_pays_it_all_the_same(played):
         assert episodes[name][0].population.rows == STARTS * 4
         np.testing.assert_array_equal(score.gain[..., 0], score.gain[..., 1])
         assert (score.net[..., 1] < score.net[..., 0])[score.added[..., 0] > 0].all()
-    for name in (HEURISTIC, BY_PRICE):
-        assert episodes[name][0].population.rows == STARTS * 4 * len(PRICES)
+    assert episodes[BY_PRICE][0].population.rows == STARTS * 4 * len(PRICES)
     prices_R = episodes["policy 0, drawing"][0].contexts.price_R
     assert torch.equal(prices_R.view(SHAPE[1:])[0, 0], torch.tensor(PRICES))
 
@@ -165,7 +158,7 @@ def test_a_later_comparison_takes_other_starts():
     players = [Arm(name, _control(name)) for name in (NEVER,)]
     told = configured(starts=2, first_start=2000)
     list(compare(told, exam_tasks(), players, recorder=lambda episode, _: episodes.append(episode)))
-    assert {*episodes[0].contexts.start_id_R.tolist()} == {EXAM_STARTS + 2000, EXAM_STARTS + 2001}
+    assert {*episodes[0].contexts.start_id_R.tolist()} == {EXAM.start + 2000, EXAM.start + 2001}
 
 
 def test_the_same_exam_again_is_the_same():

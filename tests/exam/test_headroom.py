@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from esper.exam.grid import CHOICE_STARTS, EXAM_STARTS, REPLAY_STARTS, SCORE_STARTS
 from esper.exam.headroom import ASKED, LEAST, Headroom, Way, choose, score, worth
 from esper.exam.plans import NOTHING, Plan, Seed
 from esper.exam.search import Found
 from esper.leyline.actions import Blueprint, Style
+from esper.leyline.starts import CHOICE, EXAM, REPLAY, SCORE
 from helpers.exams import (
     EPISODES,
     NOISE,
@@ -84,9 +84,9 @@ def test_what_was_chosen_on_some_starts_is_scored_on_others():
     table = known_headroom(player)
     starts = [{*episodes.start_R.tolist()} for episodes in player.asked]
     chosen, scored = set().union(*starts[: -len(WIDTHS)]), set().union(*starts[-len(WIDTHS) :])
-    assert scored == {*range(SCORE_STARTS, SCORE_STARTS + STARTS)}
-    assert min(chosen) == CHOICE_STARTS
-    assert max(chosen) < REPLAY_STARTS < SCORE_STARTS < EXAM_STARTS
+    assert scored == {*range(SCORE.start, SCORE.start + STARTS)}
+    assert min(chosen) == CHOICE.start
+    assert max(chosen) < REPLAY.start < SCORE.start < EXAM.start
     assert table.gain_VWKCP.shape == (len(Way), SHAPE[0], STARTS, *SHAPE[1:])
     assert table.episodes == sum(len(episodes) for episodes in player.asked[: -len(WIDTHS)]) <= EPISODES
 

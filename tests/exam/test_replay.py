@@ -2,11 +2,13 @@
 
 import torch
 
-from esper.exam.grid import REPLAY_STARTS, grid, play
+from esper.exam.grid import play
 from esper.exam.plans import NOTHING, Family, Plan, Seed, plan_table
 from esper.exam.replay import STARTS, Diary, modal_plans, most_frequent
 from esper.leyline.actions import Blueprint, Style
 from esper.leyline.config import HeadroomConfig
+from esper.leyline.starts import REPLAY
+from esper.simic.contexts import grid
 from esper.tamiyo.controllers.plan import PlanController
 from helpers.exams import PRICES, WORLD, exam_tasks, headroom_config
 from helpers.rollouts import small_policy
@@ -22,7 +24,7 @@ def test_the_record_of_plans_gives_the_plans_back():
     task = exam_tasks()[0]
     family = Family.of(config, task.host.slot_config)
     plans = (NOTHING, *family.singles(), *family.sampled(40, 0, "plans"))
-    rows = grid(config.contexts, torch.tensor([REPLAY_STARTS]), (0.0,), len(plans))
+    rows = grid(config.contexts, torch.tensor([REPLAY.start]), (0.0,), len(plans))
     diary = Diary(len(rows.start_id_R))
     table = plan_table(plans).repeat(len(rows.start_id_R) // len(plans), 1, 1)
     play(config, task, rows, lambda _: PlanController(table, 3), lambda data: data.selection, recorder=lambda _: diary)

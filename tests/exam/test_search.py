@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.exam.grid import CHOICE_STARTS
 from esper.exam.search import FIRST_STARTS, RUNGS, SHARE, rungs, search, survivors
 from esper.leyline.config import HeadroomConfig, TrainConfig
 from esper.leyline.errors import EsperError
+from esper.leyline.starts import CHOICE
 from helpers.exams import KnownPlayer
 
 
@@ -24,7 +24,7 @@ def test_rungs_keep_within_the_budget_and_share_no_start(episodes, contexts):
     cost = [contexts * rung.plans * len(rung.starts) for rung in made]
     assert sum(cost) <= episodes
     starts = [start for rung in made for start in rung.starts]
-    assert starts == list(range(CHOICE_STARTS, CHOICE_STARTS + FIRST_STARTS * (1 + SHARE + SHARE**2)))
+    assert starts == list(range(CHOICE.start, CHOICE.start + FIRST_STARTS * (1 + SHARE + SHARE**2)))
     assert [len(rung.starts) for rung in made] == [FIRST_STARTS * SHARE**n for n in range(RUNGS)]
     for one, other in pairwise(made):
         assert (one.plans - 1) / SHARE <= other.plans - 1 < (one.plans - 1) / SHARE + 1

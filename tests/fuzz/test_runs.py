@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from esper.exam.cells import Cells
-from esper.exam.grid import conditions
 from esper.exam.headroom import measure, worth
 from esper.exam.plans import Family, candidates
 from esper.exam.saved import load_headroom, save_headroom
@@ -23,7 +22,7 @@ from esper.leyline.errors import EsperError
 from esper.leyline.panics import Panic
 from esper.scripts.errors import BAD_INPUT
 from esper.scripts.main import main
-from esper.simic.contexts import Contexts
+from esper.simic.contexts import Contexts, conditions
 from esper.simic.episode import Episode
 from esper.simic.train import PolicyTraining
 from helpers.config_values import leaves, nested, some_settings
@@ -54,6 +53,11 @@ OF_TRAINING = {
     "policy.layers": st.integers(1, 2),
     "policy.hidden": st.integers(1, 8),
     "contexts.other_tasks": st.just([]),
+    "selection_starts": st.integers(1, 2),
+    "judgement_starts": st.integers(1, 2),
+    "contexts.prices": st.sampled_from([[0.0], [5e-324], [1e9], [0.05, 0.05], [0.0, 0.1, 1e9]]),
+    "contexts.learning_rates": st.sampled_from([[1e-12], [0.01], [1e9], [0.01, 1e3]]),
+    "contexts.label_noise": st.sampled_from([[0.0], [math.nextafter(1, 0)], [0.0, 0.2]]),
     "contexts.host_widths": st.sampled_from([[1.0], [0.5], [5e-324], [1.0, 1.0], [0.3, 1.1]]),
 }
 OF_TABLE = {

@@ -6,11 +6,11 @@ from functools import cache
 
 import numpy as np
 
-from esper.exam.grid import conditions
 from esper.exam.headroom import Headroom, measure
 from esper.exam.plans import Family, candidates
 from esper.exam.search import rungs
 from esper.leyline.config import HeadroomConfig
+from esper.simic.contexts import conditions
 from helpers.episodes import OPEN_GATES, task_of
 
 WIDTHS, PRICES, RATES, NOISE = (1.0, 0.5), (0.0, 0.3), (0.01, 0.03), (0.0, 0.4)

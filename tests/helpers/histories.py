@@ -78,6 +78,7 @@ def training(folder: Path, level: str) -> Fingerprints:
             "rows": ROWS,
             "group_size": 4,
             "select_every": 2,
+            "selection_starts": 1,
             "growth": HASTY,
             "training": {"horizon": 6, "updates_per_decision": 1, "batch_size": 16},
             "recording": {"record": level},

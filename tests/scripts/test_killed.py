@@ -15,7 +15,7 @@ COMMANDS = {
     "grow": ("grow", "--task", "digits-mlp", "--controller", "random", "--horizon", "8", "--updates-per-decision", "1"),
     "train": (
         *("train", "--task", "digits-mlp", "--rounds", "4", "--rows", "4", "--group-size", "2", "--select-every", "2"),
-        *("--horizon", "4", "--updates-per-decision", "1"),
+        *("--horizon", "4", "--updates-per-decision", "1", "--selection-starts", "1", "--judgement-starts", "1"),
     ),
 }
 

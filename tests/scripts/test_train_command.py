@@ -18,7 +18,7 @@ from helpers.stored import check_whole, column, facts, stored
 
 TINY = (
     *("--task", "mnist1d-mlp", "--rounds", "2", "--rows", "4", "--group-size", "2", "--select-every", "1"),
-    *("--horizon", "4", "--updates-per-decision", "1"),
+    *("--horizon", "4", "--updates-per-decision", "1", "--selection-starts", "1", "--judgement-starts", "2"),
 )
 POLICY = ["policy.json", "policy.safetensors"]
 CHECKPOINT = ["learner.json", "learner.safetensors", "manifest.json", *POLICY]
@@ -98,6 +98,11 @@ def test_it_is_repeated_from_its_configuration(home, capsys):
     [
         (["--rows", "6", "--group-size", "4"], "rows must be a multiple of group_size; got 6 and 4"),
         (["--group-size", "1"], "group_size: input should be greater than or equal to 2"),
+        (["--judgement-starts", "0"], "judgement_starts: input should be greater than or equal to 1"),
+        (
+            ["--selection-starts", "4096", "--horizon", "100"],
+            "selection_starts: an evaluation in every context would be",
+        ),
         (["--rounds", "0"], "rounds: input should be greater than or equal to 1"),
         (["--task", "nothing"], "unknown task 'nothing'"),
         (["--preset", "paid"], "invalid choice"),

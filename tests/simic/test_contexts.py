@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields, replace
+from itertools import product
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.leyline.config import ContextConfig, OptimizerConfig
-from esper.simic.contexts import Contexts, draw_contexts, noisy_labels
+from esper.simic.contexts import Contexts, draw_contexts, grid, noisy_labels
 from esper.simic.episode import Episode
 from esper.tolaria.datasets import Split
 from esper.tolaria.door import IGNORED
@@ -119,6 +120,39 @@ def test_alone_is_what_was_configured():
     assert contexts.price_R.tolist() == pytest.approx([0.3] * 3)
     assert contexts.rate_R.tolist() == pytest.approx([0.02] * 3)
     assert contexts.noise_R.tolist() == Contexts.alone(config, ids).price_R.tolist() == [0, 0, 0]
+
+
+# Grids.
+
+
+@given(
+    starts=st.lists(st.integers(0, 2**31), min_size=1, max_size=4, unique=True),
+    prices=st.lists(st.floats(0, 1), min_size=1, max_size=3, unique=True),
+    rates=st.lists(st.floats(0.001, 1), min_size=1, max_size=3, unique=True),
+    noises=st.lists(st.floats(0, 0.9), min_size=1, max_size=2, unique=True),
+    copies=st.integers(1, 3),
+    twins=st.booleans(),
+)
+@settings(max_examples=40)
+def test_a_grid_is_every_combination_and_a_twin_serves_all_prices(starts, prices, rates, noises, copies, twins):
+    config = ContextConfig(prices=tuple(prices), learning_rates=tuple(rates), label_noise=tuple(noises))
+    contexts = grid(config, torch.tensor(starts), config.prices, copies, twins=twins)
+    columns = (contexts.start_id_R, contexts.rate_R, contexts.noise_R, contexts.price_R)
+    rows = list(zip(*(column.tolist() for column in columns), strict=True))
+    learners = contexts.learners_N.tolist()
+    every = [
+        (start, rate, noise, price)
+        for start, rate, noise, price in product(starts, rates, noises, prices)
+        for _ in range(copies)
+    ]
+    assert [rows[row] for row in learners] == [pytest.approx(expected) for expected in every]
+    assert len(rows) - len(learners) == twins * len(starts) * len(rates) * len(noises)
+    for row in range(len(rows)):
+        twin = int(contexts.twin_R[row])
+        assert contexts.group_R[twin] == contexts.group_R[row]
+        assert rows[twin][:3] == rows[row][:3], "start and condition"
+        assert contexts.grows_R[twin] != twins
+        assert (twin == row) == (not twins or row not in learners)
 
 
 # Wrong labels.

@@ -3,16 +3,19 @@
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 
-from esper.leyline.config import TrainConfig
+from esper.leyline.config import ContextConfig, TrainConfig
+from esper.leyline.starts import JUDGEMENT, SELECTION, TRAINING
 from esper.nissa.store import RunStore
 from esper.nissa.writer import Kept
 from esper.simic.recorder import run_columns
 from esper.simic.run_folder import BEST_POLICY
-from esper.simic.train import FINAL_STARTS, PolicyTraining
+from esper.simic.train import PolicyTraining
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.saved import load_policy, read_policy
 from esper.tolaria.checkpoints import Checkpoints
@@ -20,6 +23,8 @@ from esper.tolaria.evaluation import evaluate
 from helpers.episodes import OPEN_GATES, task_of
 
 ROUNDS = 3
+HOSTS = 24 + 6
+"""Of an evaluation on one start: one in every context, and a twin for each condition."""
 
 
 def configured(**more):
@@ -29,6 +34,8 @@ def configured(**more):
         "rows": 8,
         "group_size": 4,
         "select_every": 2,
+        "selection_starts": 1,
+        "judgement_starts": 2,
         "growth": OPEN_GATES,
         "training": {"horizon": 9, "updates_per_decision": 1, "batch_size": 8},
     }
@@ -177,9 +184,9 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
 
 def test_rounds_selections_and_the_judgement_are_recorded(ask):
     rounds = ask("SELECT purpose, arm, kl_nats IS NOT NULL, decisions, rows, ended_unix_s IS NOT NULL FROM round")
-    learning, greedy = ("train", "policy", 1, 9, 8, 1), ("selection", "greedy", 0, 9, 8, 1)
-    assert rounds == [learning, learning, greedy, learning, greedy, ("test", "greedy", 0, 9, 8, 1)]
-    assert ask("SELECT count(*) FROM decision") == [(6 * 9 * 8,)]
+    learning, greedy = ("train", "policy", 1, 9, 8, 1), ("selection", "greedy", 0, 9, HOSTS, 1)
+    assert rounds == [learning, learning, greedy, learning, greedy, ("test", "greedy", 0, 9, 2 * HOSTS, 1)]
+    assert ask("SELECT count(*) FROM decision") == [((3 * 8 + 4 * HOSTS) * 9,)]
     assert ask("SELECT count(*), count(DISTINCT head) FROM head") == [(3 * 8, 8)]
 
 
@@ -215,7 +222,7 @@ def test_the_recorded_reward_is_the_one_that_was_learned_from(trained, ask):
     pairs = ask("""
         SELECT e.reward, t.val_loss_nats - e.val_loss_nats - e.rent_nats FROM episode AS e
         JOIN episode AS t ON t.round = e.twin_round AND t.row = e.twin_row""")
-    assert len(pairs) == 6 * 6
+    assert len(pairs) == 3 * 6 + 4 * 24
     for reward, net in pairs:
         assert reward == pytest.approx(net, abs=1e-5)
 
@@ -229,25 +236,71 @@ def test_judgement_alone_touches_the_test_split(ask):
     touched = ask(
         "SELECT purpose, count(test_loss_nats), count(test_accuracy) FROM episode JOIN round USING (round) GROUP BY 1"
     )
-    assert sorted(touched) == [("selection", 0, 0), ("test", 8, 8), ("train", 0, 0)]
+    assert sorted(touched) == [("selection", 0, 0), ("test", 2 * HOSTS, 2 * HOSTS), ("train", 0, 0)]
 
 
 def test_judgement_uses_starts_that_nothing_else_does(ask):
     starts = ask("SELECT purpose, row_id FROM episode JOIN round USING (round)")
     of = {purpose: {start for kind, start in starts if kind == purpose} for purpose in ("train", "selection", "test")}
-    assert not of["train"] & of["selection"]
-    assert not of["test"] & (of["train"] | of["selection"])
-    assert min(of["test"]) >= FINAL_STARTS
+    assert (of["selection"], of["test"]) == ({SELECTION[0]}, {*JUDGEMENT[:2]})
+    assert all(start in TRAINING for start in of["train"])
+
+
+def evaluated(folder, purpose):
+    """What the learners of each evaluation of a purpose were: start, price, rate and noise."""
+    with closing(sqlite3.connect(folder / "run.sqlite")) as db:
+        rows = db.execute(
+            """SELECT round, row_id, price_nats, learning_rate, label_noise_share FROM episode JOIN round USING (round)
+            WHERE purpose = ? AND twin_row IS NOT NULL""",
+            (purpose,),
+        ).fetchall()
+    return [sorted(row[1:] for row in rows if row[0] == number) for number in sorted({row[0] for row in rows})]
+
+
+def test_evaluations_play_every_context_once_on_each_start_and_the_same_whatever_the_seed(trained, tmp_path):
+    """Greedy learners that share start and context would be one and the same host."""
+    config = ContextConfig()
+    train(tmp_path, configured(seed=5), store=True)
+    for purpose, starts, times in (("selection", SELECTION[:1], 2), ("test", JUDGEMENT[:2], 1)):
+        every = sorted(product(starts, config.prices, config.learning_rates, config.label_noise))
+        made = evaluated(trained[0], purpose)
+        assert made == evaluated(tmp_path, purpose)
+        assert len(made) == times
+        for one in made:
+            assert len(one) == len(every)
+            for host, expected in zip(one, every, strict=True):
+                assert host == pytest.approx(expected)
+
+
+def test_hosts_of_an_evaluation_begin_alike_whatever_the_seed(tmp_path):
+    thetas = []
+    for seed in (0, 5):
+        training = PolicyTraining(configured(seed=seed), [task_of("mnist1d-mlp", examples=40)], tmp_path, None)
+        environments = training.selection.environment, training.environment
+        for environment in environments:
+            environment.reset(0)
+        thetas.append([environment.parts[0].episode.population.hosts.theta.detach() for environment in environments])
+    (selected, learned), (same, other) = thetas
+    assert torch.equal(selected, same)
+    assert not torch.equal(learned, other)
+
+
+def test_a_selection_is_no_larger_than_a_round():
+    config = TrainConfig()
+    training = PolicyTraining(config, [task_of(config.task, examples=40)], Path(), None)
+    assert training.selection.environment.rows <= config.rows
+    assert len(training.selection.rollout.learners_N) == 24 * config.selection_starts
 
 
 def test_worth_is_measured_against_the_twin_on_its_split(tmp_path):
     config = configured(objective={"preset": "loss"}, contexts={"prices": (0.1,), "label_noise": (0.0,)})
     _, training, worth = train(tmp_path, config)
-    (part,) = training.environment.parts
+    (part,) = training.judgement.environment.parts
     population, split = part.episode.population, task_of(config.task, examples=40).data.test
     loss_R = evaluate(population, split).loss_R
-    learners = [row for row in range(8) if row % 4]
-    gains = [float(loss_R[row // 4 * 4] - loss_R[row]) for row in learners]
+    # Two starts, three rates, one price: a twin and a learner of each.
+    gains = [float(loss_R[row - 1] - loss_R[row]) for row in range(1, 12, 2)]
+    assert population.rows == 12
     assert worth.gain_nats == pytest.approx(sum(gains) / len(gains), abs=1e-6)
 
 
@@ -280,7 +333,8 @@ def test_hosts_of_two_widths_are_two_rounds_of_the_record_and_one_of_learning(tm
             JOIN episode AS t ON t.round = e.twin_round AND t.row = e.twin_row WHERE e.round IN (8, 9)""")
     kinds = ["train", "train", "selection", "selection", "train", "train", "selection", "selection", "test", "test"]
     # The update comes after both.
-    assert rounds == [(n, kind, 4, int(kind == "train" and n % 2)) for n, kind in enumerate(kinds)]
+    rows = {"train": 4, "selection": HOSTS, "test": 2 * HOSTS}
+    assert rounds == [(n, kind, rows[kind], int(kind == "train" and n % 2)) for n, kind in enumerate(kinds)]
     wide, narrow = (part.task.host.body.parameter_count for part in training.environment.parts)
     assert wide > narrow
     assert [sizes[n] for n in range(10)] == [wide, narrow] * 5

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from esper.exam.grid import EXAM_STARTS, Played, conditions, grid, play
+from esper.exam.grid import Played, play
 from esper.exam.headroom import Headroom, Way
 from esper.exam.plans import Family, Plan, plan_table
 from esper.exam.replay import Modal
 from esper.exam.statistics import Difference
 from esper.leyline.config import CompareConfig
+from esper.leyline.starts import EXAM, start_ids
 from esper.leyline.view import Controller
+from esper.simic.contexts import conditions, grid
 from esper.simic.episode import Episode
 from esper.simic.recorder import RoundRecorder
 from esper.tamiyo.controllers.plan import PlanController
@@ -33,8 +35,7 @@ from esper.tolaria.tasks import Task
 NEVER = "never"
 SINGLE, BY_PRICE, BY_CONTEXT = "best plan", "best plan for each price", "best plan for each context"
 """Plans that know nothing, what the policy is told, and what it has to find out."""
-HEURISTIC = "heuristic"
-CONTROLS = (NEVER, "random", "periodic", HEURISTIC)
+CONTROLS = (NEVER, "random", "periodic", "heuristic")
 RANDOM_PLAN, REPLAY = "random plan", "replay of policy"
 POLICY, WAYS = "policy", ("greedy", "drawing")
 
@@ -94,7 +95,7 @@ def arms(
         What each policy does most often: see `modal_plans`.
     """
     return (
-        *(Arm(name, _control(name), sees_price=name == HEURISTIC) for name in CONTROLS),
+        *(Arm(name, _control(name)) for name in CONTROLS),
         Arm(RANDOM_PLAN, _random_plan),
         *best_plans(headroom),
         *(arm for number, modal in enumerate(replays) for arm in _replayed(f"{REPLAY} {number}", modal, headroom)),
@@ -188,7 +189,7 @@ def compare(
         Told, after every decision, the arm that plays and which share of all is done.
     """
     contexts, horizon = config.contexts, config.training.horizon
-    start_K = EXAM_STARTS + config.first_start + torch.arange(config.starts, device=config.device)
+    start_K = start_ids(EXAM, config.first_start, config.starts, config.device)
     prices_P = np.array(contexts.prices)
     cells = len(conditions(contexts))
     # An arm that sees prices has so many times the rows, and takes about so many times as long.

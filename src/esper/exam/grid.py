@@ -1,13 +1,12 @@
-"""Every combination of what hosts differ in, as rows; and one controller playing them all.
+"""One controller playing every row of a population, and contexts that are named one by one.
 
-Shapes: K starts, C conditions (learning rate and label noise), P prices, N copies; R = K*C*P*N rows, in this order.
+Shapes: R rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,50 +15,13 @@ from torch import Tensor
 
 from esper.leyline.config import ContextConfig, PopulationConfig
 from esper.leyline.view import Controller
-from esper.simic.contexts import STARTS_OF_ROUND, Contexts
+from esper.simic.contexts import Contexts, conditions
 from esper.simic.episode import Episode
 from esper.simic.objective import visible
 from esper.simic.step import Step
 from esper.tolaria.datasets import Dataset, Split
 from esper.tolaria.evaluation import evaluate
 from esper.tolaria.tasks import Task
-
-CHOICE_STARTS = (2**18 + 2**17) * STARTS_OF_ROUND
-"""First of the starts on which plans are chosen; no training and no judgement of `esper train` uses these or those
-below."""
-REPLAY_STARTS = CHOICE_STARTS + 2**15 * STARTS_OF_ROUND
-"""First of the starts on which a policy is watched, to find out what it does most often."""
-SCORE_STARTS = CHOICE_STARTS + 2**16 * STARTS_OF_ROUND
-"""First of the starts on which plans that were chosen are scored."""
-EXAM_STARTS = (2**19 + 2**18) * STARTS_OF_ROUND
-"""First of the starts on which everything is compared."""
-
-
-def conditions(config: ContextConfig) -> list[tuple[float, float]]:
-    """Learning rate and label noise of each condition."""
-    return list(product(config.learning_rates, config.label_noise))
-
-
-def grid(config: ContextConfig, start_K: Tensor, prices: tuple[float, ...], copies: int) -> Contexts:
-    """Contexts of every combination; no row has a twin, and every row may grow."""
-    shape = (len(start_K), len(conditions(config)), len(prices), copies)
-    condition_C2 = torch.tensor(conditions(config), device=start_K.device)
-
-    def spread(values: Tensor, axis: int) -> Tensor:
-        sizes = [1] * len(shape)
-        sizes[axis] = -1
-        return values.view(sizes).expand(shape).flatten()
-
-    every_R = torch.arange(start_K.new_empty(shape).numel(), device=start_K.device)
-    return Contexts(
-        start_id_R=spread(start_K, 0),
-        group_R=every_R,
-        twin_R=every_R,
-        grows_R=torch.ones_like(every_R, dtype=torch.bool),
-        price_R=spread(torch.tensor(prices, device=start_K.device), 2),
-        rate_R=spread(condition_C2[:, 0], 1),
-        noise_R=spread(condition_C2[:, 1], 1),
-    )
 
 
 def chosen_contexts(config: ContextConfig, start_R: Tensor, condition_R: Tensor) -> Contexts:

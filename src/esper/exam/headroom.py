@@ -16,11 +16,12 @@ from itertools import product
 import numpy as np
 
 from esper.exam.cells import Episodes
-from esper.exam.grid import SCORE_STARTS, conditions
 from esper.exam.plans import Plan
 from esper.exam.search import Found, Player, Rung, search
 from esper.exam.statistics import Interval, paired
 from esper.leyline.config import HeadroomConfig
+from esper.leyline.starts import SCORE
+from esper.simic.contexts import conditions
 
 ASKED, LEAST = 0.03, 0.02
 """Contexts are accepted if knowing the context adds so much to the best plan for each price (nats, mean over prices),
@@ -177,7 +178,7 @@ def score(
         stage(f"scoring on {starts} fresh starts", starts * sum(map(len, played)))
     gain, cost = (np.zeros((ways, hosts, starts, cells, prices)) for _ in range(2))
     for w, pairs in enumerate(played):
-        start_R = SCORE_STARTS + np.arange(starts).repeat(len(pairs))
+        start_R = SCORE.start + np.arange(starts).repeat(len(pairs))
         condition_R, plan_R = np.tile(np.array(pairs), (starts, 1)).T
         loss_KQ, cost_KQ = (
             values.reshape(starts, len(pairs)) for values in player.play(Episodes(w, start_R, condition_R, plan_R))

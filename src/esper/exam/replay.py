@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from esper.exam.grid import REPLAY_STARTS, grid, play
+from esper.exam.grid import play
 from esper.exam.plans import MOST_SEEDS, NOTHING, Plan, Seed
 from esper.leyline.actions import ALPHA_TARGETS, TEMPOS, Blueprint, Head, Op, Style
 from esper.leyline.config import ContextConfig, PopulationConfig
 from esper.leyline.stages import Stage
+from esper.leyline.starts import REPLAY, start_ids
+from esper.simic.contexts import grid
 from esper.simic.step import Step
 from esper.tamiyo.controllers.policy import PolicyController
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
@@ -84,7 +86,7 @@ def modal_plans(
     config: PopulationConfig, contexts: ContextConfig, tasks: Sequence[Task], policy: FactoredRecurrentActorCritic
 ) -> Modal:
     """Watch a policy, taking its most likely choices, in every context of every host."""
-    start_K = REPLAY_STARTS + torch.arange(STARTS, device=config.device)
+    start_K = start_ids(REPLAY, 0, STARTS, config.device)
     rows = grid(contexts, start_K, contexts.prices, 1)
     every_R = torch.arange(len(rows.start_id_R), device=config.device)
     diaries = [Diary(len(every_R)) for _ in tasks]

@@ -16,8 +16,8 @@ from typing import Protocol
 import numpy as np
 
 from esper.exam.cells import Episodes
-from esper.exam.grid import CHOICE_STARTS
 from esper.leyline.errors import EsperError
+from esper.leyline.starts import CHOICE
 
 RUNGS, SHARE, FIRST_STARTS = 3, 3, 2
 """Rungs; each keeps one plan in so many and plays it on so many times the starts of the one before; starts of the
@@ -107,7 +107,7 @@ def rungs(episodes: int, contexts: int, least: int) -> tuple[Rung, ...]:
 def _divided(plans: int) -> tuple[Rung, ...]:
     made: list[Rung] = []
     for number in range(RUNGS):
-        first = made[-1].starts.stop if made else CHOICE_STARTS
+        first = made[-1].starts.stop if made else CHOICE.start
         others = -(-(plans - 1) // SHARE**number)
         made.append(Rung(number, 1 + others, range(first, first + FIRST_STARTS * SHARE**number)))
     return tuple(made)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from esper.leyline.actions import Blueprint, SiteKind
+from esper.leyline.starts import MOST_ROUNDS
 
 SMALLEST, LARGEST = 1e-12, 1e9
 """Hosts and policies compute in single precision: far beyond these, numbers or their products are 0 or infinite."""
@@ -122,10 +123,7 @@ class GrowthConfig(Frozen):
 
 
 class GovernorConfig(Frozen):
-    """When a host is rolled back, and how it goes on.
-
-    Losses are those on reward-validation, in units of the loss of guessing: ln(classes).
-    """
+    """When a host is rolled back. Losses on reward-validation, in units of the loss of guessing: ln(classes)."""
 
     governor_window: Annotated[int, Field(ge=3, le=99)] = 5
     """Decisions whose losses are a host's history, an odd number; before the first they count as guessing."""
@@ -143,14 +141,6 @@ class GovernorConfig(Frozen):
     """and its accuracy has come no further than this share of the way from guessing to perfect,"""
     collapsed_decisions: Positive = 3
     """in so many decisions in a row."""
-    most_skipped_updates: Positive = 64
-    """A host has failed where it skipped so many updates more than it made: their gradients were not finite."""
-    recovery_rate: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Growing one network, the learning rate of a host that failed is multiplied by this when it is restored,"""
-    recovery_decisions: Positive = 10
-    """until so many decisions have passed without a failure."""
-    most_restorations: Annotated[int, Field(ge=0, le=99)] = 5
-    """A host that fails once more before it has recovered from so many restorations is given up."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -170,9 +160,6 @@ class TrainingConfig(Frozen):
     """Optimizer steps between two decisions."""
     batch_size: Annotated[int, Field(ge=2, le=2**12)] = 32
     """Examples in a minibatch of one row; two at least, for a batch norm compares them."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the passes of an update compute in. Norms, losses, gradients, parameters and all that is measured stay
-    float32."""
 
 
 class PolicyConfig(Frozen):
@@ -210,6 +197,16 @@ class ContextConfig(Frozen):
     def hosts(self) -> int:
         """Hosts of different tasks and widths."""
         return (1 + len(self.other_tasks)) * len(self.host_widths)
+
+    @property
+    def twins(self) -> int:
+        """Number of combinations of all but the price."""
+        return len(self.learning_rates) * len(self.label_noise) * self.hosts
+
+    @property
+    def combinations(self) -> int:
+        """Number of all contexts."""
+        return self.twins * len(self.prices)
 
 
 class ObjectiveConfig(Frozen):
@@ -328,7 +325,7 @@ class RunConfig(PopulationConfig):
 class TrainConfig(PopulationConfig):
     """One `esper train` run."""
 
-    rounds: Annotated[int, Field(ge=1, le=2**18)] = 100
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)] = 100
     """Rounds: one episode of every host, then one update of the policy."""
     rows: Annotated[int, Field(ge=2, le=2**13)] = 64
     """Hosts that train at once."""
@@ -337,7 +334,11 @@ class TrainConfig(PopulationConfig):
     price_warmup: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Share of the rounds in which prices rise from 0: first learn to grow, then to economise."""
     select_every: Positive = 10
-    """Rounds between two evaluations on the selection split; the best policy is kept."""
+    """Rounds between two evaluations on the selection split, greedy; the best policy is kept."""
+    selection_starts: Annotated[int, Field(ge=1, le=2**12)] = 2
+    """Starts of such an evaluation, each with one host in every context; the same whatever the seed."""
+    judgement_starts: Annotated[int, Field(ge=1, le=2**12)] = 8
+    """The same of the final evaluation on the test split; these starts are used for nothing else."""
     contexts: ContextConfig = ContextConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     ppo: PPOConfig = PPOConfig()
@@ -361,6 +362,14 @@ class TrainConfig(PopulationConfig):
                 f"rows times horizon must not exceed {MOST_DECISIONS_OF_ROUND:,}, for a round is kept in memory; "
                 f"got {self.rows} and {self.training.horizon}"
             )
+        for name in ("selection_starts", "judgement_starts"):
+            hosts = getattr(self, name) * (self.contexts.combinations + self.contexts.twins)
+            if hosts * self.training.horizon > MOST_DECISIONS_OF_ROUND:
+                raise ValueError(
+                    f"{name}: an evaluation in every context would be {hosts:,} hosts of {self.training.horizon} "
+                    f"decisions, and hosts times decisions must not exceed {MOST_DECISIONS_OF_ROUND:,}; "
+                    "take fewer starts, prices, learning_rates, label_noise or host_widths"
+                )
         return self
 
     @property
@@ -389,8 +398,8 @@ class CompareConfig(PopulationConfig):
     contexts: ContextConfig = ContextConfig()
     headroom: str
     """Folder of `esper exam headroom`, whose plans are compared with."""
-    policies: tuple[str, ...] = ()
-    """Folders of `esper train` runs; without one only the other arms are played."""
+    policies: tuple[str, ...]
+    """Folders of `esper train` runs."""
     starts: Annotated[int, Field(ge=2, le=2**12)] = 24
     """Starts (initialisation, data order, wrong labels) that every arm plays in every context."""
     first_start: Annotated[int, Field(ge=0, le=2**20)] = 0

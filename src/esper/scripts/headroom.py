@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from esper.exam.cells import ROWS, Cells, kept_cells
-from esper.exam.grid import conditions
 from esper.exam.headroom import ASKED, LEAST, Headroom, Way, measure, worth
 from esper.exam.plans import Family, Plan, candidates
 from esper.exam.replay import modal_plans
@@ -26,6 +25,7 @@ from esper.nissa.writer import Kept
 from esper.scripts.errors import INTERRUPTED
 from esper.scripts.exam_common import Stopped, begin, plain_table, watched, wide_console
 from esper.scripts.running import Interrupt, check_resumable, open_store
+from esper.simic.contexts import conditions
 from esper.simic.episode import Episode
 from esper.simic.recorder import RoundRecorder
 from esper.simic.run_folder import BEST_POLICY, HEADROOM, RunFolder

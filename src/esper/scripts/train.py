@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from esper.leyline.config import RUN_FOLDER, TrainConfig
+from esper.leyline.config import RUN_FOLDER, ContextConfig, TrainConfig
 from esper.leyline.errors import EsperError
 from esper.nissa.store import RunStore
 from esper.nissa.writer import Kept
@@ -110,8 +110,8 @@ def _number(value: float, form: str) -> str:
 
 
 def _table(worths: dict[str, Worth], config: TrainConfig) -> Table:
-    hosts = config.rows - config.rows // config.group_size
-    table = Table(title=f"Test split, {hosts} hosts of {config.rows // config.group_size} starts never seen")
+    contexts, starts = config.contexts.combinations, config.judgement_starts
+    table = Table(title=f"Test split, {contexts} contexts on each of {starts} starts never seen")
     for column in ("policy", "gain less rent (nats)", "gain (nats)", "grown parameters"):
         table.add_column(column, justify="left" if column == "policy" else "right")
     for kind, worth in worths.items():
@@ -140,7 +140,15 @@ def _integration_run(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--n-envs", type=int, default=2, help="hosts that train at once, the twin included")
     given = parser.parse_args(arguments)
     try:
-        config = TrainConfig(task="digits-mlp", rounds=given.episodes, rows=given.n_envs, group_size=given.n_envs)
+        config = TrainConfig(
+            task="digits-mlp",
+            rounds=given.episodes,
+            rows=given.n_envs,
+            group_size=given.n_envs,
+            contexts=ContextConfig(prices=(0.05,), learning_rates=(0.005,), label_noise=(0.0,)),
+            selection_starts=1,
+            judgement_starts=1,
+        )
     except ValidationError as error:
         setting, _, reason = validation_line(error).partition(": ")
         raise EsperError(f"{OPTIONS[setting]}: {reason}") from error

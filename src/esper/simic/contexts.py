@@ -1,23 +1,21 @@
 """How the rows of a population differ: groups that share a start, each with a twin that never grows.
 
-Shapes: G groups, K rows of a group, R = G*K rows.
+Shapes: G groups, K rows of a group, R = G*K rows; of a grid S starts, C conditions (learning rate and label noise),
+P prices, N copies.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from esper.leyline.config import ContextConfig, PopulationConfig
+from esper.leyline.starts import MOST_ROUNDS, STARTS_OF_ROUND, TRAINING, start_ids
 from esper.leyline.streams import Stream
 from esper.tolaria.door import counts
-
-STARTS_OF_ROUND = 2**12
-"""Starts are numbered through all rounds; more groups than this no round has."""
-MOST_ROUNDS = 2**32 // STARTS_OF_ROUND
-"""Rounds whose starts have numbers: coordinates of random numbers have 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,8 @@ class Contexts:
     start_id_R
         Int64: decides initialisation, data order and wrong labels. Rows of a group share it.
     group_R, twin_R
-        Int64: number of the group, and the row that is its control: itself for a twin.
+        Int64: number of the group, and the row that is its control: itself for a twin. A group shares start, rate and
+        noise.
     grows_R
         Bool: false for a twin, whatever its controller wants.
     price_R, rate_R, noise_R
@@ -73,7 +72,7 @@ def draw_contexts(
     first: int = 0,
     price_share: float = 1.0,
 ) -> Contexts:
-    """Contexts of one round: one draw for each group, its first row the twin.
+    """Contexts of one round of training: one draw for each group, its first row the twin.
 
     Every combination of price, rate and noise is as likely; over the groups of a round they are spread as evenly as
     their number allows, in a random order.
@@ -105,8 +104,43 @@ def draw_contexts(
     group_R = torch.arange(groups, device=device).repeat_interleave(size)
     price_R, rate_R, noise_R = combinations[order[(first + group_R) % len(combinations)]].unbind(1)
     member_R = torch.arange(size, device=device).repeat(groups)
-    start_id_R = number * STARTS_OF_ROUND + first + group_R
+    start_id_R = start_ids(TRAINING, number * STARTS_OF_ROUND + first, groups, device).repeat_interleave(size)
     return Contexts(start_id_R, group_R, group_R * size, member_R > 0, price_share * price_R, rate_R, noise_R)
+
+
+def conditions(config: ContextConfig) -> list[tuple[float, float]]:
+    """Learning rate and label noise of each condition."""
+    return list(product(config.learning_rates, config.label_noise))
+
+
+def grid(
+    config: ContextConfig, start_S: Tensor, prices: tuple[float, ...], copies: int = 1, *, twins: bool = False
+) -> Contexts:
+    """Contexts of every combination: a row for each start, condition, price and copy, in this order.
+
+    Parameters
+    ----------
+    twins
+        The rows of a start and condition are a group, and before them comes their twin: growing nothing costs nothing,
+        so that one serves all prices. Otherwise no row has one, and every row may grow.
+    """
+    device, cells = start_S.device, conditions(config)
+    member_K = torch.tensor(prices, device=device).repeat_interleave(copies)
+    if twins:
+        member_K = torch.cat((member_K[:1], member_K))
+    groups, size = len(start_S) * len(cells), len(member_K)
+    every_R = torch.arange(groups * size, device=device)
+    group_R = every_R // size if twins else every_R
+    rate_R, noise_R = torch.tensor(cells, device=device)[every_R // size % len(cells)].unbind(1)
+    return Contexts(
+        start_id_R=start_S.repeat_interleave(len(cells) * size),
+        group_R=group_R,
+        twin_R=group_R * size if twins else every_R,
+        grows_R=every_R % size > 0 if twins else torch.ones_like(every_R, dtype=torch.bool),
+        price_R=member_K.repeat(groups),
+        rate_R=rate_R,
+        noise_R=noise_R,
+    )
 
 
 def noisy_labels(label_N: Tensor, classes: int, contexts: Contexts, seed: int) -> Tensor | None:

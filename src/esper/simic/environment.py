@@ -17,7 +17,7 @@ from esper.leyline.actions import Head, Op
 from esper.leyline.config import ContextConfig, ObjectiveConfig, PopulationConfig
 from esper.leyline.stages import Stage
 from esper.leyline.view import PopulationView, Scores
-from esper.simic.contexts import Contexts, draw_contexts
+from esper.simic.contexts import Contexts, conditions, draw_contexts, grid
 from esper.simic.episode import Episode
 from esper.simic.objective import Appraiser, Objective, Standing, check_gamma
 from esper.simic.step import Step
@@ -189,19 +189,14 @@ class GrowthEnvironment:
         self._appraiser = Appraiser(objective, task.host.body.parameter_count, guess, config.device)
         self._given = Given()
 
+    def reseed(self, seed: int) -> None:
+        """Set the seed of the run for the episodes that are yet to begin."""
+        self._config = self._config.model_copy(update={"seed": seed})
+
     def reset(self, number: int) -> Situation:
         """Begin the episode of a round."""
         config = self._config
-        self.contexts = draw_contexts(
-            self._context_config,
-            config.seed,
-            number,
-            self.groups,
-            self._size,
-            config.device,
-            first=self._first_group,
-            price_share=self.price_share,
-        )
+        self.contexts = self.draw(number)
         ids_R = torch.arange(self.rows, device=config.device)
         self.episode = Episode(config, self.task, "never", ids_R, contexts=self.contexts)
         self.episode.controller = self._given
@@ -211,6 +206,20 @@ class GrowthEnvironment:
         self._observer = Observer(self.rows, self.task.host.slot_config, population.device)
         self._masks = ActionMasks.empty(self.rows, population.fits_SB)
         return self.situation()
+
+    def draw(self, number: int) -> Contexts:
+        """Contexts of an episode."""
+        config = self._config
+        return draw_contexts(
+            self._context_config,
+            config.seed,
+            number,
+            self.groups,
+            self._size,
+            config.device,
+            first=self._first_group,
+            price_share=self.price_share,
+        )
 
     def balance(self, pick: Callable[[Dataset], Split]) -> Balance:
         """What growth has been worth so far, by a split of the task's data."""
@@ -264,3 +273,36 @@ class GrowthEnvironment:
         episode.reward = parts = self.objective.pay(standing)
         reward_R = torch.stack(list(parts.values())).sum(0)
         return Payment(reward_R, parts, self.objective.over_R, episode.done, () if step is None else (step,))
+
+
+class GridEnvironment(GrowthEnvironment):
+    """Every context on the same starts in every episode, one learner in each: what a policy is evaluated in.
+
+    Learners of a group differ in their price, so that no two of them meet the same host in the same context: a policy
+    that takes its most likely choices would only repeat itself there.
+
+    Parameters
+    ----------
+    start_S
+        Int64: the starts.
+    """
+
+    def __init__(
+        self,
+        config: PopulationConfig,
+        task: Task,
+        contexts: ContextConfig,
+        objective: ObjectiveConfig,
+        start_S: Tensor,
+        *,
+        gamma: float = 1.0,
+        record: bool = False,
+    ) -> None:
+        groups = len(start_S) * len(conditions(contexts))
+        size = 1 + len(contexts.prices)
+        super().__init__(config, task, contexts, objective, groups=groups, size=size, gamma=gamma, record=record)
+        self._start_S = start_S
+
+    def draw(self, number: int) -> Contexts:
+        """See `grid`."""
+        return grid(self._context_config, self._start_S, self._context_config.prices, twins=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from esper.leyline.config import TrainConfig
 from esper.leyline.view import Scores, check_actions
 from esper.simic.contexts import Contexts
-from esper.simic.environment import Balance, GrowthEnvironment, Payment, Situation
+from esper.simic.environment import Balance, GridEnvironment, GrowthEnvironment, Payment, Situation
 from esper.tamiyo.policy.observation import Observation
 from esper.tolaria.datasets import Dataset, Split
 from esper.tolaria.tasks import Task
@@ -126,6 +126,26 @@ def populations(config: TrainConfig, tasks: Sequence[Task], *, record: bool = Fa
                 record=record,
             )
             for number, task in enumerate(tasks)
+        ]
+    )
+
+
+def evaluations(config: TrainConfig, tasks: Sequence[Task], start_S: Tensor, *, record: bool = False) -> SideBySide:
+    """Give populations that evaluate a policy, one for each task and width: see `GridEnvironment`.
+
+    Parameters
+    ----------
+    tasks, record
+        As `populations`.
+    start_S
+        Int64: the starts, the same for every population.
+    """
+    return SideBySide(
+        [
+            GridEnvironment(
+                config, task, config.contexts, config.objective, start_S, gamma=config.ppo.gamma, record=record
+            )
+            for task in tasks
         ]
     )
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from esper.leyline.config import TrainConfig
+from esper.leyline.starts import JUDGEMENT, SELECTION, start_ids
 from esper.leyline.streams import Stream
 from esper.nissa.store import RunStore
 from esper.simic.checkpoint import learner_files, restore_learner
@@ -24,7 +25,7 @@ from esper.simic.ppo import PPOAgent, UpdateReport
 from esper.simic.recorder import RoundRecorder
 from esper.simic.rollout import Rollout
 from esper.simic.run_folder import BEST_POLICY
-from esper.simic.side_by_side import populations
+from esper.simic.side_by_side import SideBySide, evaluations, populations
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
 from esper.tamiyo.policy.saved import policy_files, read_policy, save_policy
 from esper.tolaria.checkpoints import Checkpoint, Checkpoints
@@ -32,13 +33,31 @@ from esper.tolaria.tasks import Task
 
 KIND = "train"
 """Kind of the checkpoints of a training."""
-SELECTION_STARTS, FINAL_STARTS = 2**18, 2**19
-"""Numbers of the rounds whose starts select and judge; training never gets so far."""
+EVALUATION_SEED = 0
+"""Of the random numbers of selection and judgement: hosts are the same whatever the seed of the training."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Hosts that a policy plays with, and where an episode of them is stored.
+
+    Attributes
+    ----------
+    purpose
+        What the record calls it.
+    seed
+        Of the policy's choices.
+    """
+
+    purpose: str
+    environment: SideBySide
+    rollout: Rollout
+    seed: int
 
 
 @dataclass(frozen=True)
 class Worth:
-    """What a policy was worth on some starts: means over the hosts that could grow, and the standard error over groups.
+    """What a policy was worth on some starts: means over the hosts that could grow, and the standard error over starts.
 
     Attributes
     ----------
@@ -83,6 +102,10 @@ class PolicyTraining:
 
     Attributes
     ----------
+    environment
+        What is learned in.
+    selection, judgement
+        What policies are evaluated in.
     made
         Rounds behind it.
 
@@ -106,10 +129,9 @@ class PolicyTraining:
         self.policy.initialise(_generator(config.seed))
         self.policy.to(config.device)
         self.agent = PPOAgent(self.policy, config.ppo, config.seed)
-        member_R = torch.arange(config.rows) % config.group_size
-        learners_N = (member_R > 0).nonzero()[:, 0]
-        size = self.environment.horizon, config.rows, self.environment.slots
-        self._rollout = Rollout(*size, learners_N=learners_N, device=config.device)
+        self._rounds = _ground("train", self.environment, config.group_size, config)
+        self.selection = self._evaluation("selection", SELECTION, config.selection_starts, tasks)
+        self.judgement = self._evaluation("test", JUDGEMENT, config.judgement_starts, tasks)
         self._checkpoints = Checkpoints(folder)
         self.made, self._recorded = 0, 0
         self._best = -math.inf
@@ -129,31 +151,37 @@ class PolicyTraining:
             warm = config.price_warmup * config.rounds
             self.environment.set_price_share(min(1.0, number / warm) if warm else 1.0)
             share = self.agent.uniform_share
-            recorders = self._episodes("train", number, self.policy, greedy=False, uniform_share=share)
-            self.environment.set_price_share(1.0)
-            worth = self._worth(self.environment.balance(lambda data: data.reward_validation))
+            ground = self._rounds
+            recorders = self._episodes(ground, self.policy, number, greedy=False, uniform_share=share)
+            worth = _worth(ground, self.environment.balance(lambda data: data.reward_validation))
             begun = time.perf_counter()
-            report = self.agent.update(self._rollout)
+            report = self.agent.update(ground.rollout)
             if recorders:
                 rate = self.agent.optimizer.param_groups[0]["lr"]
                 recorders[-1].update(report, time.perf_counter() - begun, rate)
-            self._end(recorders, start)
-            # Now, because a selection uses the same storage.
-            paid = float(self._rollout.reward_TR.sum(0)[self._rollout.learners_N].mean())
+            self._end(ground, recorders, start)
+            paid = float(ground.rollout.reward_TR.sum(0)[ground.rollout.learners_N].mean())
             selected = (
                 self._select() if (number + 1) % config.select_every == 0 or number + 1 == config.rounds else None
             )
             self._save(number + 1)
             seconds = time.perf_counter() - start
-            yield RoundLine(number, paid, worth, report, len(self._rollout.learners_N), seconds, selected)
+            yield RoundLine(number, paid, worth, report, len(ground.rollout.learners_N), seconds, selected)
 
     def judge(self, policy: FactoredRecurrentActorCritic, *, greedy: bool) -> Worth:
         """Measure a policy on starts that nothing else ever used, on the test split."""
-        start = time.perf_counter()
-        recorders = self._episodes("test", FINAL_STARTS, policy, greedy=greedy)
-        test = self.environment.balance(lambda data: data.test)
-        self._end(recorders, start, {"test_loss_nats": test.loss_R, "test_accuracy": test.accuracy_R})
-        return self._worth(test)
+        start, ground = time.perf_counter(), self.judgement
+        recorders = self._episodes(ground, policy, greedy=greedy)
+        test = ground.environment.balance(lambda data: data.test)
+        self._end(ground, recorders, start, {"test_loss_nats": test.loss_R, "test_accuracy": test.accuracy_R})
+        return _worth(ground, test)
+
+    def _evaluation(self, purpose: str, of: range, starts: int, tasks: Sequence[Task]) -> Ground:
+        """Give what a policy is evaluated in, the same whatever the seed of the training."""
+        config = self.config.model_copy(update={"seed": EVALUATION_SEED})
+        start_S = start_ids(of, 0, starts, config.device)
+        environment = evaluations(config, tasks, start_S, record=self._store is not None)
+        return _ground(purpose, environment, 1 + len(config.contexts.prices), config)
 
     def _save(self, made: int) -> None:
         """Keep what the rounds to come depend on: all else follows from the run's seed and their numbers."""
@@ -177,10 +205,10 @@ class PolicyTraining:
 
     def _select(self) -> Worth:
         """Measure the policy on the selection split, greedy, and keep it if it is the best so far."""
-        start = time.perf_counter()
-        recorders = self._episodes("selection", SELECTION_STARTS, self.policy, greedy=True)
-        worth = self._worth(self.environment.balance(lambda data: data.selection))
-        self._end(recorders, start)
+        start, ground = time.perf_counter(), self.selection
+        recorders = self._episodes(ground, self.policy, greedy=True)
+        worth = _worth(ground, ground.environment.balance(lambda data: data.selection))
+        self._end(ground, recorders, start)
         if worth.net_nats > self._best:
             self._best = worth.net_nats
             save_policy(self.policy, self._folder / BEST_POLICY)
@@ -188,15 +216,15 @@ class PolicyTraining:
 
     def _episodes(
         self,
-        purpose: str,
-        number: int,
+        ground: Ground,
         policy: FactoredRecurrentActorCritic,
+        number: int = 0,
         *,
         greedy: bool,
         uniform_share: float = 0.0,
     ) -> list[RoundRecorder]:
-        """Make one episode of every row into the rollout, and record it, each population as a round of its own."""
-        environment, store = self.environment, self._store
+        """Make one episode of every row, and record it, each population as a round of its own."""
+        environment, store = ground.environment, self._store
         recorders: list[RoundRecorder] = []
 
         def each(decision: int, payment: Payment) -> None:
@@ -205,7 +233,7 @@ class PolicyTraining:
             if not recorders:
                 arm = "greedy" if greedy else "policy"
                 recorders.extend(
-                    RoundRecorder(store, number, part.episode, purpose=purpose, arm=arm, controller="policy")
+                    RoundRecorder(store, number, part.episode, purpose=ground.purpose, arm=arm, controller="policy")
                     for number, part in enumerate(environment.parts, self._recorded)
                 )
             for recorder, step in zip(recorders, payment.steps, strict=bool(payment.steps)):
@@ -214,8 +242,8 @@ class PolicyTraining:
         collect(
             environment,
             policy,
-            self._rollout,
-            self.config.seed,
+            ground.rollout,
+            ground.seed,
             number,
             greedy=greedy,
             uniform_share=uniform_share,
@@ -227,25 +255,41 @@ class PolicyTraining:
         return recorders
 
     def _end(
-        self, recorders: Sequence[RoundRecorder], start: float, results: Mapping[str, Tensor] | None = None
+        self,
+        ground: Ground,
+        recorders: Sequence[RoundRecorder],
+        start: float,
+        results: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Record how the episodes ended."""
-        ends_R = {"reward": self._rollout.reward_TR.sum(0), **(results or {})}
+        ends_R = {"reward": ground.rollout.reward_TR.sum(0), **(results or {})}
         told_R = {name: values_R.double().cpu().numpy() for name, values_R in ends_R.items()} if recorders else {}
         seconds = time.perf_counter() - start
-        for recorder, rows in zip(recorders, self.environment.slices, strict=bool(recorders)):
+        for recorder, rows in zip(recorders, ground.environment.slices, strict=bool(recorders)):
             recorder.end("finished", {"training_s": seconds, **{n: values_R[rows] for n, values_R in told_R.items()}})
 
-    def _worth(self, balance: Balance) -> Worth:
-        """What the policy's hosts are worth, in one transfer."""
-        learners_N = self._rollout.learners_N
-        net_N, gain_N = balance.net_R[learners_N], balance.gain_R[learners_N]
-        group_N, groups = self.environment.contexts.group_R[learners_N], self.config.groups
-        mean_G = torch.zeros(groups, device=net_N.device).index_add_(0, group_N, net_N) / (self.config.group_size - 1)
-        error = mean_G.std() / groups**0.5 if groups > 1 else torch.full_like(mean_G[0], torch.nan)
-        added_N = balance.added_R[learners_N].float()
-        values = torch.stack((net_N.mean(), error, gain_N.mean(), added_N.mean())).tolist()
-        return Worth(*values)
+
+def _ground(purpose: str, environment: SideBySide, group_size: int, config: TrainConfig) -> Ground:
+    """Give room for the episodes of an environment; the first row of each of its groups is not learned from."""
+    learners_N = (torch.arange(environment.rows) % group_size > 0).nonzero()[:, 0]
+    size = environment.horizon, environment.rows, environment.slots
+    rollout = Rollout(*size, learners_N=learners_N, device=config.device)
+    return Ground(purpose, environment, rollout, config.seed)
+
+
+def _worth(ground: Ground, balance: Balance) -> Worth:
+    """What the policy's hosts are worth."""
+    learners_N = ground.rollout.learners_N
+    net_N, gain_N = balance.net_R[learners_N], balance.gain_R[learners_N]
+    _, start_N, count_S = ground.environment.contexts.start_id_R[learners_N].unique(
+        return_inverse=True, return_counts=True
+    )
+    mean_S = torch.zeros_like(count_S, dtype=net_N.dtype).index_add_(0, start_N, net_N) / count_S
+    starts = len(count_S)
+    error = mean_S.std() / starts**0.5 if starts > 1 else torch.full_like(mean_S[0], torch.nan)
+    added_N = balance.added_R[learners_N].float()
+    values = torch.stack((net_N.mean(), error, gain_N.mean(), added_N.mean())).tolist()
+    return Worth(*values)
 
 
 def _generator(seed: int) -> torch.Generator:
