@@ -13,6 +13,8 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sb3_contrib import MaskablePPO
 
 from esper.leyline.actions import HEADS_OF_OP, Head, Op, head_sizes
@@ -20,9 +22,10 @@ from esper.leyline.checks import ALL_GATE_CHECKS, Check
 from esper.leyline.config import ContextConfig, ObjectiveConfig
 from esper.leyline.errors import EsperError
 from esper.leyline.slots import gradual_cull_legal, legal_ops
+from esper.leyline.starts import TRAINING
 from esper.simic import gym_env
 from esper.simic.environment import GrowthEnvironment
-from esper.simic.gym_env import EPISODES_OF_SEED, LIMIT, GrowthEnv, GrowthVectorEnv
+from esper.simic.gym_env import LIMIT, GrowthEnv, GrowthVectorEnv
 from esper.simic.objective import PENALTY, PRESETS
 from esper.tamiyo.policy.features import RUN_FEATURES
 from helpers.episodes import OPEN_GATES, TASK_NAMES, run_config, task_of
@@ -148,7 +151,9 @@ def test_a_seed_decides_everything(make):
     first = play(env, actions, seed=5)
     assert_same(first, play(other, actions, seed=5))
     assert_same(first, play(env, actions, seed=5))
-    assert_same(first, play(env, actions, options={"episode": 5 * EPISODES_OF_SEED}))
+    # It is that of a run: as if the environment had been made with it.
+    assert_same(first, play(make(seed=5), actions))
+    assert_same(first, play(env, actions, seed=5, options={"episode": 0}))
     different = play(env, actions, seed=6)
     assert not any(np.array_equal(a[0]["run"], b[0]["run"]) for a, b in zip(first[1:], different[1:], strict=True))
 
@@ -158,15 +163,44 @@ def test_episodes_are_numbered():
     numbers = [
         env.reset(**how)[1]["episode_number"] for how in ({}, {}, {"seed": 2}, {}, {"options": {"episode": 9}}, {})
     ]
-    first = 2 * EPISODES_OF_SEED
-    assert [n.tolist() for n in numbers] == [[n] * 6 for n in (0, 1, first, first + 1, 9, 10)]
-    # The largest seeds of the usual libraries are too many for the numbers of starts: they go round.
-    assert env.reset(seed=2**31 + 3)[1]["episode_number"][0] == 3 * EPISODES_OF_SEED
+    assert [n.tolist() for n in numbers] == [[n] * 6 for n in (0, 1, 0, 1, 9, 10)]
+    assert env.reset(seed=3, options={"episode": 7})[1]["episode_number"][0] == 7
     with pytest.raises(EsperError, match="unknown option 'speed'; known: episode"):
         env.reset(options={"speed": 1})
-    for bad in (-1, 2**43, 1.5, "1"):
-        with pytest.raises(EsperError, match="episode must be an integer"):
+    for bad in (-1, 2**18, 2**43, 1.5, "1"):
+        with pytest.raises(ValueError, match=r"^reset: episode must be an integer from 0 to 262143, got .*$"):
             env.reset(options={"episode": bad})
+    for bad in (-1, 2**63, 2**64, 1.5, "1"):
+        with pytest.raises(ValueError, match=r"^reset: seed must be an integer from 0 to 9223372036854775807, got .*$"):
+            env.reset(seed=bad)
+    assert env.reset()[1]["episode_number"][0] == 8, "what was refused changed nothing"
+
+
+def test_after_the_last_episode_of_a_seed_there_is_none():
+    env = vector(horizon=1)
+    env.reset(seed=1, options={"episode": 2**18 - 1})
+    assert env.step(np.zeros((6, 8), dtype=int))[2].all()
+    for further in (lambda: env.step(np.zeros((6, 8), dtype=int)), env.reset):
+        with pytest.raises(ValueError, match="got 262144; another seed has others"):
+            further()
+    assert env.reset(seed=2)[1]["episode_number"][0] == 0
+
+
+KEYS = st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**18 - 1))
+
+
+@given(keys=st.lists(KEYS | st.sampled_from([(0, 0), (2**63 - 1, 2**18 - 1)]), min_size=2, max_size=2, unique=True))
+@settings(max_examples=10)
+def test_no_two_seeds_or_episodes_share_a_start_and_none_is_reserved(keys):
+    """A start is its number and the seed of its streams: what a host draws first."""
+    env, drawn = vector(), []
+    for seed, episode in keys:
+        env.reset(seed=seed, options={"episode": episode})
+        start_id_R = env.environment.contexts.start_id_R
+        assert all(number in TRAINING for number in start_id_R.tolist())
+        drawn.append(env.environment.episode.population.hosts.theta.detach()[::3])
+    # Two groups of each.
+    assert len({tuple(theta.tolist()) for theta in torch.cat(drawn)}) == 4
 
 
 def test_the_step_after_the_last_begins_the_next_episode():
@@ -322,11 +356,13 @@ def test_gymnasium_finds_no_fault():
 def test_vectors_of_gymnasium_take_it():
     env = SyncVectorEnv([single, single])
     _, info = env.reset(seed=1)
-    assert info["episode_number"].tolist() == [EPISODES_OF_SEED, 2 * EPISODES_OF_SEED]
+    assert info["episode_number"].tolist() == [0, 0]
     for _ in range(HORIZON + 1):
         observation, *_, info = env.step(env.action_space.sample())
         assert observation in env.observation_space
-    assert info["episode_number"].tolist() == [EPISODES_OF_SEED + 1, 2 * EPISODES_OF_SEED + 1]
+    assert info["episode_number"].tolist() == [1, 1]
+    theta, other = (one._pair.environment.episode.population.hosts.theta.detach() for one in env.envs)
+    assert not torch.equal(theta, other)
     assert {value.dtype.kind for name, value in info.items()} <= set("bfi")
 
 

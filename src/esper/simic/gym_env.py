@@ -18,8 +18,8 @@ from esper.leyline.actions import Head, head_sizes
 from esper.leyline.checks import Check
 from esper.leyline.config import ContextConfig, ObjectiveConfig, RunConfig, TrainingConfig
 from esper.leyline.errors import EsperError
+from esper.leyline.starts import MOST_ROUNDS
 from esper.leyline.transfer import Parcel, deliver
-from esper.simic.contexts import MOST_ROUNDS
 from esper.simic.environment import GrowthEnvironment, Payment, Situation
 from esper.tamiyo.policy.action_masks import ActionMasks
 from esper.tamiyo.policy.features import RUN_FEATURES, RUNNING_FEATURES, SLOT_FEATURES, Feature
@@ -39,10 +39,8 @@ Info = dict[str, Any]
 
 LIMIT = 10.0
 """What has no bounds of its own is clipped to plus and minus this."""
-EPISODES_OF_SEED = 2**10
-"""Seed k begins with episode k times this, so that environments with different seeds play different episodes."""
-_EPISODES = MOST_ROUNDS
-"""Numbers of episodes go round here."""
+MOST_SEEDS = 2**63
+"""Seeds are those of a run: smaller than this."""
 
 
 class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
@@ -75,7 +73,7 @@ class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
     `twin` bool [N]
         Rows that never grow, whatever their actions: what the others of their group are compared with.
     `episode_number` int64 [N]
-        Number of the episode, the same for every row.
+        Number of the episode among those of its seed, the same for every row.
 
     Parameters
     ----------
@@ -109,28 +107,34 @@ class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
         Parameters
         ----------
         seed
-            Begin with the first episode of this seed, `seed * EPISODES_OF_SEED`; without one, the episode after the
-            present one begins, and the very first is number 0. Seeds count modulo 1,024.
+            Begin with episode 0 of a run with this seed: no two seeds share a start, and none reaches those that are
+            reserved for evaluations. Without one, the episode after the present one begins.
         options
-            `{"episode": number}` begins this one, whatever the seed.
+            `{"episode": number}` begins this one instead.
 
         Raises
         ------
+        ValueError
+            No seed, or no number of an episode, or this was the last of the seed.
         EsperError
-            An unknown option, or no number of an episode.
+            An unknown option.
         """
-        super().reset(seed=seed)
+        if seed is not None and not (isinstance(seed, int) and 0 <= seed < MOST_SEEDS):
+            raise ValueError(f"reset: seed must be an integer from 0 to {MOST_SEEDS - 1}, got {seed!r}")
         options = dict(options or {})
-        number = self.number + 1 if seed is None else seed * EPISODES_OF_SEED
-        number = options.pop("episode", number % _EPISODES)
+        number = options.pop("episode", self.number + 1 if seed is None else 0)
         if options:
             raise EsperError(f"reset: unknown option {min(options)!r}; known: episode")
-        if not (isinstance(number, int | np.integer) and 0 <= number < _EPISODES):
-            raise EsperError(f"reset: episode must be an integer from 0 to {_EPISODES - 1}, got {number!r}")
-        self.number = int(number)
-        self._begun, self._over = True, False
-        observation, _, info = self._report(self.environment.reset(self.number), None)
+        _check_number(number)
+        super().reset(seed=seed)
+        if seed is not None:
+            self.environment.reseed(seed)
+        observation, _, info = self._report(self._begin(int(number)), None)
         return observation, info
+
+    def _begin(self, number: int) -> Situation:
+        self.number, self._begun, self._over = number, True, False
+        return self.environment.reset(number)
 
     def step(self, actions: NDArray[np.int64]) -> tuple[Observed, NDArray[Any], NDArray[Any], NDArray[Any], Info]:
         """Perform one decision for each row, or begin the next episode if the last one is over.
@@ -146,13 +150,15 @@ class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
             No episode was begun.
         gymnasium.error.InvalidAction
             The actions are not in the action space.
+        ValueError
+            The last episode of the seed is over.
         """
         if not self._begun:
             raise ResetNeeded("call reset() before step()")
         payment = None
         if self._over:
-            self.number = (self.number + 1) % _EPISODES
-            situation = self.environment.reset(self.number)
+            _check_number(self.number + 1)
+            situation = self._begin(self.number + 1)
         else:
             payment = self.environment.step(self._checked(actions))
             situation = self.environment.situation()
@@ -289,7 +295,7 @@ def growth_environment(
     groups, size
         Groups, and rows of each, the first of which is the twin of the others.
     seed, device
-        Of the run: with another seed every episode is another.
+        Of the run: with another seed, also one given to `reset`, every episode is another.
     training
         Fields of `TrainingConfig`: horizon, updates_per_decision, batch_size.
     """
@@ -297,6 +303,13 @@ def growth_environment(
     return GrowthEnvironment(
         config, load_task(task, host, device), ContextConfig(), ObjectiveConfig(), groups=groups, size=size
     )
+
+
+def _check_number(number: object) -> None:
+    """Refuse what is no number of an episode."""
+    if not (isinstance(number, int | np.integer) and 0 <= number < MOST_ROUNDS):
+        asked = f"reset: episode must be an integer from 0 to {MOST_ROUNDS - 1}, got {number!r}"
+        raise ValueError(f"{asked}; another seed has others")
 
 
 def _array(actions: object) -> NDArray[Any]:
