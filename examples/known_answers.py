@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.lifecycle import Lifecycle
-from esper.leyline.actions import Blueprint, Head, Op, SiteKind
+from esper.leyline.actions import Blueprint, Head, Op, Operator, SiteKind
 from esper.leyline.checks import ALL_GATE_CHECKS, GateReport, Outcome
 from esper.leyline.config import PolicyConfig, PPOConfig, RunConfig
 from esper.leyline.sites import Site, SlotConfig, fit_table
@@ -108,6 +108,7 @@ class Problem:
             slots=self.state,
             slot_config=self._config,
             fits_SB=self._fits_SB,
+            seed_parameters_SBO=self._fits_SB[:, :, None].expand(-1, -1, len(Operator)).long(),
             gates=self._gates(),
             train_loss_R=loss_R,
             val_loss_R=loss_R,

@@ -8,6 +8,7 @@ from esper.exam.compare import (
     BY_CONTEXT,
     BY_PRICE,
     CONTROLS,
+    HEURISTIC,
     NEVER,
     RANDOM_PLAN,
     REPLAY,
@@ -97,7 +98,8 @@ def test_who_does_not_see_the_price_pays_it_all_the_same(played):
         assert episodes[name][0].population.rows == STARTS * 4
         np.testing.assert_array_equal(score.gain[..., 0], score.gain[..., 1])
         assert (score.net[..., 1] < score.net[..., 0])[score.added[..., 0] > 0].all()
-    assert episodes[BY_PRICE][0].population.rows == STARTS * 4 * len(PRICES)
+    for name in (HEURISTIC, BY_PRICE):
+        assert episodes[name][0].population.rows == STARTS * 4 * len(PRICES)
     prices_R = episodes["policy 0, drawing"][0].contexts.price_R
     assert torch.equal(prices_R.view(SHAPE[1:])[0, 0], torch.tensor(PRICES))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from esper.leyline.actions import HEAD_COUNT, Op
-from esper.leyline.config import ContextConfig, ObjectiveConfig
+from esper.leyline.config import ContextConfig, GovernorConfig, ObjectiveConfig
 from esper.simic.environment import Environment, GrowthEnvironment, Payment, Situation
 from esper.tamiyo.policy.action_masks import ActionMasks
 from helpers.episodes import OPEN_GATES, run_config, task_of
@@ -36,10 +36,12 @@ def environment(
     gamma: float = 1.0,
     record: bool = False,
     seed: int = 0,
+    governor: GovernorConfig | None = None,
     **objective: object,
 ) -> GrowthEnvironment:
     """A tiny one with open gates; `objective` as in `ObjectiveConfig`."""
-    config = run_config(task, horizon=horizon, updates=updates, batch=8, growth=OPEN_GATES, seed=seed)
+    more = {"growth": OPEN_GATES, "governor": governor or GovernorConfig(), "seed": seed}
+    config = run_config(task, horizon=horizon, updates=updates, batch=8, **more)
     paid = ObjectiveConfig.model_validate({"preset": preset, **objective})
     loaded = task_of(task, examples=40)
     return GrowthEnvironment(config, loaded, contexts, paid, groups=groups, size=size, gamma=gamma, record=record)

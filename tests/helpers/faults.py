@@ -24,7 +24,7 @@ def nan_in_weights(env: GrowthEnvironment, row: int) -> None:
 
 
 def nan_in_batch(env: GrowthEnvironment, row: int) -> None:
-    """One example of the next minibatch."""
+    """One example of the next minibatch: its loss, its gradient and the statistics of its batch are not finite."""
     whole = training.gather
 
     def spoiled(x: Tensor, index_RB: Tensor, lane_axis: int) -> Tensor:
@@ -37,22 +37,38 @@ def nan_in_batch(env: GrowthEnvironment, row: int) -> None:
     training.gather = spoiled
 
 
-def nan_in_gradient(env: GrowthEnvironment, row: int) -> None:
-    """One entry of the next gradient of the host, whose loss is as it should be."""
+def overflowing(env: GrowthEnvironment, row: int, which: Callable[[int], bool]) -> None:
+    """One entry of the gradient of the host is infinite in some updates, counted from now on; its loss is as usual."""
     optimizer, trainer = env.episode.trainer.optimizer, env.episode.trainer
     whole, first = optimizer.step, trainer.update
 
-    def spoiled(banks, grads, rates, active) -> None:
-        if trainer.update == first:
-            grads[0][row, -1] = torch.nan
-        whole(banks, grads, rates, active)
+    def spoiled(banks, grads, rates, active) -> list[Tensor]:
+        if which(trainer.update - first):
+            grads[0][row, -1] = torch.inf
+        return whole(banks, grads, rates, active)
 
     optimizer.step = spoiled
 
 
+def nan_in_gradient(env: GrowthEnvironment, row: int) -> None:
+    """The gradient of the next update alone."""
+    overflowing(env, row, lambda update: update == 0)
+
+
+def dead_gradient(env: GrowthEnvironment, row: int) -> None:
+    """The gradients of all updates from now on."""
+    overflowing(env, row, lambda update: True)
+
+
+def half_precision(env: GrowthEnvironment, row: int) -> None:
+    """As dynamic loss scaling overflows in float16: in the first few updates, and then now and again."""
+    overflowing(env, row, lambda update: update < 10 or update % 40 == 0)
+
+
 def exploding_rate(env: GrowthEnvironment, row: int) -> None:
     """A learning rate a million times too high, from now on."""
-    env.episode.trainer.rate_R[row] = 5e3
+    for rate_R in (env.episode.contexts.rate_R, env.episode.trainer.rate_R):
+        rate_R[row] = 5e3
 
 
 def deadly_seed(env: GrowthEnvironment, row: int) -> None:
@@ -65,23 +81,21 @@ def deadly_seed(env: GrowthEnvironment, row: int) -> None:
 
 
 def false_alarm(env: GrowthEnvironment, row: int) -> None:
-    """Nothing happens to the row, but the governor hears that its loss was not finite."""
+    """Nothing happens to the row, but the governor hears that it is not finite."""
     governor = env.episode.governor
     whole = governor.judge
 
-    def misled(train_loss_R, *others):
+    def misled(*losses, finite_R, **more):
         governor.judge = whole
-        return whole(train_loss_R.index_fill(0, torch.tensor([row]), torch.nan), *others)
+        return whole(*losses, finite_R=finite_R.index_fill(0, torch.tensor([row]), False), **more)
 
     governor.judge = misled
 
 
-FAULTS: dict[str, Fault] = {
-    "weights": nan_in_weights,
-    "batch": nan_in_batch,
-    "gradient": nan_in_gradient,
-    "rate": exploding_rate,
-}
+FAULTS: dict[str, Fault] = {"weights": nan_in_weights, "rate": exploding_rate, "gradients": dead_gradient}
+"""Of states: the row must be rolled back."""
+SKIPS: dict[str, Fault] = {"batch": nan_in_batch, "gradient": nan_in_gradient, "half precision": half_precision}
+"""Of updates: they must be skipped, and nothing else happens."""
 
 
 def harmed(env: GrowthEnvironment, deed: Deed, fault: Fault, rows: tuple[int, ...], decision: int) -> Deed:

@@ -275,12 +275,12 @@ class RecordingOptimizer(RowOptimizer):
     @torch.no_grad()
     def step(
         self, banks: Sequence[Bank], grads: Sequence[Tensor], rates: Sequence[Tensor], active: Sequence[Tensor | None]
-    ) -> None:
+    ) -> list[Tensor]:
         """Record, spoil, update."""
         self.banks, self.grads = list(banks), [grad.clone() for grad in grads]
         for (bank, lane), value in self.spoil.items():
             grads[bank][lane, 0] = value
-        super().step(banks, grads, rates, active)
+        return super().step(banks, grads, rates, active)
 
     def of(self, bank: Bank) -> Tensor:
         """Gradient of a bank in the last step."""

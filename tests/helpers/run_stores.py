@@ -27,7 +27,7 @@ EPISODE: dict[str, Any] = {
     **{"row_id": 0, "status": "finished", "price_nats": 0.0, "learning_rate": 0.1, "label_noise_share": 0.0},
     **{"host_parameters": 100, "host_multiply_adds": 1000},
 }
-DECISION: dict[str, Any] = {"legal_ops": 1, "op": "wait", "accepted": 1}
+DECISION: dict[str, Any] = {"legal_ops": 1, "op": "wait", "accepted": 1, "skipped_updates": 0}
 
 
 def open_store(path: Path, **options: Any) -> RunStore:

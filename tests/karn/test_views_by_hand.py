@@ -52,6 +52,35 @@ def test_each_damage_shows(heuristic, tmp_path, what):
     assert {name for name in ill if ill[name] != healthy[name]} == {what}
 
 
+# What went wrong.
+
+
+def test_failures_are_events_after_the_transitions_of_their_decision(heuristic, tmp_path):
+    before = ask(heuristic, "events")
+    calm = dict.fromkeys(("updates skipped, their gradient not finite", "failures of hosts"), 0)
+    assert {row["what"]: row["value"] for row in ask(heuristic, "data_health") if row["what"] in calm} == calm
+    decision = before[0]["decision"]
+    columns = "round, decision, row, reason, culled_seeds, restored, learning_rate_share, unix_s"
+    store = changed(
+        heuristic,
+        tmp_path,
+        f"INSERT INTO failure ({columns}) VALUES (0, {decision}, 0, 'it broke', 2, 1, 0.09, 5.0)",
+        f"INSERT INTO failure ({columns}) VALUES (0, 99, 0, 'it broke again', 0, 0, NULL, 6.0)",
+        "UPDATE decision SET skipped_updates = 4 WHERE round = 1 AND decision = 2",
+    )
+    after = ask(store, "events")
+    told = [event for event in after if event["slot"] is None]
+    assert [event for event in after if event["slot"] is not None] == before
+    assert [(event["decision"], event["actor"], event["op"], event["why"]) for event in told] == [
+        (decision, "governor", "rollback", "it broke; it goes on with 0.09 of its learning rate"),
+        (99, "governor", "rollback", "it broke again; it is over"),
+    ]
+    at = after.index(told[0])
+    assert [event["decision"] == decision for event in after[at - 1 : at + 2 : 2]] == [True, False]
+    values = {row["what"]: row["value"] for row in ask(store, "data_health")}
+    assert (values["updates skipped, their gradient not finite"], values["failures of hosts"]) == (4, 2)
+
+
 # What learning leaves behind.
 
 UPDATE = {

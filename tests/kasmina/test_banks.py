@@ -41,7 +41,7 @@ def scribble(bank: Bank, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in everything(bank):
-            tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype))
+            tensor.copy_(1000 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64))
 
 
 def test_an_empty_bank_has_no_lanes():

@@ -14,7 +14,7 @@ from helpers.watched import Told
 KINDS = (
     *("policy_frozen", "policy_violent", "head_collapsed", "critic_useless", "update_skipped"),
     *("reward_parts_do_not_add_up", "reward_against_quality", "growth_not_paying", "rollback"),
-    *("slow", "disk_nearly_full", "heartbeat_late"),
+    *("host_failed", "host_updates_skipped", "slow", "disk_nearly_full", "heartbeat_late"),
 )
 TEXT = {"text": "{value:g} breaks {limit:g}", "observations": "SELECT 1"}
 

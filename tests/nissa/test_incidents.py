@@ -217,6 +217,47 @@ def test_rollback(told):
     assert told.messages() == ["2 hosts were rolled back in a round"]
 
 
+def fail(told, number, decision, at, **more):
+    failure = {"round": number, "decision": decision, "row": 0, "reason": "why", "culled_seeds": 0, "restored": 1}
+    insert(told.db, "failure", **{**failure, "unix_s": at, **more})
+
+
+def test_each_failure_of_a_network_that_is_grown(told):
+    number = told.round(look=False, ended=False)
+    fail(told, number, 3, 5.0)
+    told.look()
+    fail(told, number, 7, 6.0, restored=0)
+    told.look()
+    told.look()
+    assert told.incidents() == [
+        ("host_failed", "grown, decision 4", 1.0, 0, None),
+        ("host_failed", "grown, decision 8", 2.0, 0, None),
+    ]
+    assert told.messages() == [f"the host failed and was returned to its last good state (failure {n})" for n in (1, 2)]
+    # With its run it is over.
+    told.db.execute("UPDATE round SET ended_unix_s = 10.0")
+    told.look()
+    assert [incident[-1] for incident in told.incidents()] == [0, 0]
+
+
+def test_failures_in_training_a_policy_are_told_once_a_round(told):
+    number = told.round(look=False, purpose="train")
+    fail(told, number, 3, 5.0, restored=0)
+    told.look()
+    assert told.incidents() == []
+
+
+def test_skipped_updates(told):
+    for skipped in (0, 1, 2, 1):
+        number = told.round(look=False, updates_per_decision=10)
+        for row, of_row in enumerate((skipped, 0)):
+            columns = EPISODE | {"decisions": 5, "skipped_updates": of_row}
+            insert(told.db, "episode", round=number, row=row, **columns)
+        told.look(number)
+    # One of 100 is as many as there may be.
+    assert told.incidents() == [("host_updates_skipped", "grown", 0.02, 2, 3)]
+
+
 def pace(told, at, seconds, decisions=4, number=0):
     """Write what a flush tells of the decisions before it, and look."""
     for phase, share in (("act", 0.25), ("train", 0.75)):

@@ -12,8 +12,8 @@ from helpers.run_stores import DECISION, EPISODE, ROUND, RUN, empty_database, in
 
 SCHEMA = files("esper.nissa").joinpath("schema.sql").read_text()
 TABLES = {
-    *("run", "gate_check", "round", "head", "layer", "episode", "decision", "slot", "transition", "contribution"),
-    *("incident", "timing", "machine"),
+    *("run", "gate_check", "round", "head", "layer", "episode", "decision", "failure", "slot", "transition"),
+    *("contribution", "incident", "timing", "machine"),
 }
 SELF_EXPLAINING = {
     # Keys, which the head of the file explains.
@@ -26,6 +26,7 @@ SELF_EXPLAINING = {
         "parameters",
         "host_parameters",
         "committed_seeds",
+        "culled_seeds",
         "decisions",
         "status",
         "stopped_early",

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from esper.leyline.config import RunConfig, TrainingConfig
 from esper.leyline.panics import PANIC_TEXT, Panic
-from esper.scripts.display import PLAIN_EVERY, Display, event_text, result_table
+from esper.scripts.display import PLAIN_EVERY, Display, event_text, failures_told, result_table
 from esper.simic.grow import ArmResult, DecisionLine, SlotLine
 from esper.simic.story import CheckResult, Event
 
@@ -23,8 +23,8 @@ CHECKS = (
 )
 
 
-def line(decision=9, slots=(EMPTY, YOUNG, GROWN), loss=1.25):
-    return DecisionLine(decision, 20 * (decision + 1), 1.0, loss, 1.5, 0.4567, 65_432, slots)
+def line(decision=9, slots=(EMPTY, YOUNG, GROWN), loss=1.25, failure=None):
+    return DecisionLine(decision, 20 * (decision + 1), 1.0, loss, 1.5, 0.4567, 65_432, failure, slots)
 
 
 def event(**more):
@@ -167,12 +167,35 @@ def test_brackets_in_a_reason_are_text():
     assert "[gradient norm finite" in shown(line(), terminal=False, width=200, events=[event(checks=CHECKS[:1])])
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_failure_is_told_when_it_happens(terminal):
+    told = "restored, its learning rate multiplied by 0.3: [why]"
+    assert f"   7  host  {told}" in shown(line(6, failure=told), terminal=terminal)
+    assert "host" not in shown(line(6), terminal=terminal)
+
+
+def test_what_went_wrong_is_told_in_the_end():
+    results = [
+        ArmResult("grown", 0.9, 0.25, 1234, 2.0, 60, 1234, 6, "the host had diverged"),
+        ArmResult("host alone", 0.5, None, 110, 1.0, 60, 0, 0, None),
+        ArmResult("everything from the start", 1.0, 0.5, 12_345, 123.4, 60, 1, 1, None),
+    ]
+    assert failures_told(results) == [
+        "grown: 1,234 updates skipped, because a gradient was not finite.",
+        "grown: the host was restored to its last good state 6 times.",
+        "grown: given up in its last good state: the host had diverged.",
+        "everything from the start: 1 update skipped, because a gradient was not finite.",
+        "everything from the start: the host was restored to its last good state 1 time.",
+    ]
+    assert failures_told(results[1:2]) == []
+
+
 def test_the_table():
     file = io.StringIO()
     results = [
-        ArmResult("grown", 0.9123, 0.25, 1234, 2.0, 60),
-        ArmResult("host alone", 0.5, None, 110, 1.0, 60),
-        ArmResult("everything from the start", 1.0, 0.5, 12_345_678, 123.4, 60),
+        ArmResult("grown", 0.9123, 0.25, 1234, 2.0, 60, 0, 0, None),
+        ArmResult("host alone", 0.5, None, 110, 1.0, 60, 0, 0, None),
+        ArmResult("everything from the start", 1.0, 0.5, 12_345_678, 123.4, 60, 0, 0, None),
     ]
     Console(file=file, width=80).print(result_table(results))
     rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in file.getvalue().splitlines() if "│" in row]

@@ -130,16 +130,22 @@ def test_a_row_that_is_no_plain_module(monkeypatch, wrong, row):
 
 def test_a_governor_that_sees_nothing(monkeypatch):
     judge = Governor.judge
-    monkeypatch.setattr(Governor, "judge", lambda self, *a: judge(self, *(t.nan_to_num(1.0) for t in a)))
+
+    def blind(self, *losses, finite_R, **more):
+        return judge(self, *(loss_R.nan_to_num(1.0) for loss_R in losses), finite_R=finite_R | True, **more)
+
+    monkeypatch.setattr(Governor, "judge", blind)
     fails(self_test.rollback, "row 3 failed, and the governor caught none")
 
 
 def test_a_governor_that_sees_ghosts(monkeypatch):
     judge = Governor.judge
     first = torch.tensor([0])
-    monkeypatch.setattr(
-        Governor, "judge", lambda self, loss_R, *a: judge(self, loss_R.index_fill(0, first, torch.nan), *a)
-    )
+
+    def frightened(self, *losses, finite_R, **more):
+        return judge(self, *losses, finite_R=finite_R.index_fill(0, first, False), **more)
+
+    monkeypatch.setattr(Governor, "judge", frightened)
     fails(self_test.rollback, "row 3 failed, and the governor caught [0, 3]")
 
 
@@ -215,11 +221,12 @@ def test_a_device_that_convolves_wrongly_in_single_precision(monkeypatch, spoil)
 
 def test_an_update_that_is_left_out(monkeypatch):
     step = RowOptimizer.step
-    monkeypatch.setattr(
-        RowOptimizer,
-        "step",
-        lambda self, banks, *a: step(self, banks, *a) if banks[0].theta.dtype.itemsize > 4 else None,
-    )
+
+    def lazy(self, banks, *others):
+        made = banks[0].theta.dtype.itemsize > 4
+        return step(self, banks, *others) if made else [bank.row_N < 0 for bank in banks]
+
+    monkeypatch.setattr(RowOptimizer, "step", lazy)
     fails(self_test.device, "cpu: update wrong by 1.0e+00")
 
 
@@ -239,7 +246,7 @@ def test_updates_that_are_not_repeated(monkeypatch, shapes, threads):
     def restless(self, banks, grads, rates, active):
         made.append(torch.get_num_threads())
         share = 1 + 0.001 * len(made) * (made[-1] == threads)
-        step(self, banks, grads, [rate * share for rate in rates], active)
+        return step(self, banks, grads, [rate * share for rate in rates], active)
 
     monkeypatch.setattr(self_test, "SHAPES", shapes)
     monkeypatch.setattr(RowOptimizer, "step", restless)

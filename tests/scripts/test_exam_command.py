@@ -77,6 +77,12 @@ def test_from_the_table_to_the_comparison(home, capsys):
     rounds = column(store, "SELECT arm FROM round")
     assert rounds == [arm for arm in arms for _ in range(2)]
     assert column(store, "SELECT count(*) FROM episode WHERE test_loss_nats IS NULL") == [0]
+    # Without a policy the others are compared, and reach the same.
+    code, out, err = in_process(capsys, "exam", "compare", "--headroom", "table", "--starts", "2", "--out", "alone")
+    assert (code, err) == (0, "")
+    assert "Policy less" not in out
+    alone = json.loads((home / "alone" / "comparison.json").read_text())
+    assert alone == {"arms": {arm: told for arm, told in arms.items() if "policy" not in arm}, "differences": {}}
     # Again from its configuration: the same table to the byte.
     again = in_process(capsys, "exam", "headroom", "--config", "table/config.json", "--out", "again")
     assert again[0] == 0

@@ -131,6 +131,7 @@ def decision_row(step, row, legal):
         "train_loss_nats": number(step.train_loss_R[row]),
         "val_loss_nats": number(step.val_loss_R[row]),
         "val_accuracy": number(step.val_accuracy_R[row]),
+        "skipped_updates": int(step.skipped_R[row]),
         "reward": None,
     }
 

@@ -360,4 +360,6 @@ def test_only_allowed_blueprints_are_grown(controller):
     config = run_config("mnist1d-mlp", controller, horizon=24, updates=1, batch=8, growth=QUICK, blueprints=few)
     recording = record(config, task_of("mnist1d-mlp", examples=40), 4)
     grown = np.concatenate([step.slots["blueprint"][OCCUPIED[step.slots["stage"]]] for step in recording.steps])
-    assert set(grown.tolist()) == {Blueprint.NORM, Blueprint.ATTENTION}
+    # The heuristic may find one of them enough.
+    assert set(grown.tolist()) <= {Blueprint.NORM, Blueprint.ATTENTION}
+    assert len(grown)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from esper.leyline.actions import SiteKind
+from esper.leyline.config import GovernorConfig
 from esper.simic.checkpoint import EPISODE, episode_parts, restore_episode
 from esper.simic.episode import Episode
 from helpers.episodes import CONTROLLER_NAMES, TASK_NAMES, run_config, task_of
-from helpers.faults import FAULTS
+from helpers.faults import FAULTS, dead_gradient, exploding_rate
 from helpers.growing import QUICK
 from helpers.recorded import save_new_policy
 
@@ -28,8 +29,12 @@ def controllers(tmp_path_factory):
     }
 
 
-def made(task, controller, **more):
-    config = run_config(task, controller, horizon=HORIZON, updates=2, growth=QUICK)
+def made(task, controller, precision="float32", **more):
+    # Gradients that stay away are noticed in the first decision without an update.
+    governor = GovernorConfig(most_skipped_updates=2, recovery_decisions=3)
+    config = run_config(task, controller, horizon=HORIZON, updates=2, growth=QUICK, governor=governor)
+    training = config.training.model_copy(update={"precision": precision})
+    config = config.model_copy(update={"training": training})
     return Episode(config, task_of(task, examples=48), controller, torch.arange(ROWS), **more)
 
 
@@ -84,23 +89,48 @@ def test_it_goes_on_as_if_it_had_never_stopped(task, controller, controllers):
         check_same_state(part, whole)
 
 
+@tasks
+def test_in_mixed_precision_too(task):
+    whole, exact = made(task, "random", "bfloat16"), made(task, "random")
+    part = None
+    while not whole.done:
+        step = whole.advance(record=True)
+        exact.advance()
+        if part is not None:
+            check_same_step(part.advance(record=True), step)
+        if whole.decision == 6:
+            part = again(whole, precision="bfloat16")
+    check_same_state(part, whole)
+    assert whole.population.slots.seeds_made.sum() > 0
+    assert not torch.equal(whole.population.hosts.theta, exact.population.hosts.theta)
+
+
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 @pytest.mark.parametrize("later", [1, 2])
-def test_with_a_row_that_was_just_rolled_back(fault, later):
+@pytest.mark.parametrize("recovers", [False, True])
+def test_with_a_row_that_was_just_rolled_back(fault, later, recovers):
     """Its seeds are culled, and the host has not heard of it, where it is put away at once."""
-    whole = made("digits-mlp", "random")
+    whole = made("digits-mlp", "random", recovers=recovers)
     while whole.decision < 8:
         whole.advance()
     row = int(whole.population.slots.seed_id.ge(0).sum(1).argmax())
     fault(SimpleNamespace(episode=whole, rows=ROWS), row)
     for _ in range(later):
         whole.advance()
-    if not whole.governor.retired_R[row]:
+    failed_R = whole.governor.restored_R if recovers else whole.governor.retired_R
+    if not failed_R[row]:
         # A rate that is too high is seen in the losses after it.
         whole.advance()
-    assert whole.governor.retired_R[row]
-    part = again(whole)
-    part.trainer.rate_R.copy_(whole.trainer.rate_R)
+        failed_R = whole.governor.restored_R if recovers else whole.governor.retired_R
+    assert failed_R[row]
+    part = again(whole, recovers=recovers)
+    assert recovers == (part.trainer.rate_R[row] < part.contexts.rate_R[row])
+    # The fault goes on, in both.
+    if fault is exploding_rate:
+        part.contexts.rate_R.copy_(whole.contexts.rate_R)
+        part.trainer.rate_R.copy_(whole.trainer.rate_R)
+    if fault is dead_gradient:
+        fault(SimpleNamespace(episode=part, rows=ROWS), row)
     while not whole.done:
         check_same_step(part.advance(record=True), whole.advance(record=True))
     check_same_step(part.step(), whole.step())

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from esper.kasmina.export import export_row
 from esper.leyline.actions import Blueprint, Operator
-from esper.leyline.config import OptimizerConfig
+from esper.leyline.config import GovernorConfig, OptimizerConfig
+from esper.leyline.panics import PANIC_TEXT, Panic
 from esper.leyline.stages import OCCUPIED_STAGES, Stage
 from esper.nissa.store import RunStore
 from esper.simic.grow import ARMS, ROW, Arm, SlotLine
@@ -200,7 +201,7 @@ def test_a_run_that_is_stopped(decisions):
 def diverging():
     # An absurd rate, unclipped: the loss is soon not finite, and JSON knows no such number.
     optimizer = OptimizerConfig(method="sgd", learning_rate=1e9, clip_norm=1e9, warmup=0.0)
-    return make("host alone", horizon=4, optimizer=optimizer)
+    return make("host alone", horizon=4, optimizer=optimizer, governor=GovernorConfig(most_restorations=2))
 
 
 def test_a_run_that_diverges_is_told_without_a_number():
@@ -209,7 +210,12 @@ def test_a_run_that_diverges_is_told_without_a_number():
     assert lines[-1].val_loss is None
     assert all(value is None or math.isfinite(value) for line in lines for value in (line.train_loss, line.val_loss))
     # It is back where it began, and its loss was never measured there.
-    assert arm.result().test_loss == pytest.approx(math.log(10), rel=0.2)
+    result = arm.result()
+    assert result.test_loss == pytest.approx(math.log(10), rel=0.2)
+    assert (result.restorations, result.given_up) == (2, PANIC_TEXT[Panic.DIVERGED])
+    told = [line.failure and line.failure.partition(": ")[0] for line in lines]
+    shares = [f"restored, its learning rate multiplied by {share:g}" for share in (0.3, 0.09)]
+    assert told == [*shares, "given up", None]
     for line in lines:
         json.dumps(asdict(line), allow_nan=False)
 
@@ -270,7 +276,8 @@ def test_the_store_keeps_what_the_lines_tell(tmp_path, name):
 
 def test_a_number_that_is_none_is_null_in_the_store(tmp_path):
     path, lines, _, result = go_recorded(tmp_path, diverging())
-    assert column(path, "SELECT status FROM episode") == ["rolled back"]
+    (told,) = stored(path, "SELECT status, status_reason, restorations FROM episode")
+    assert list(told.values()) == ["given up", result.given_up, result.restorations]
     assert [row["val_loss_nats"] for row in stored(path, "SELECT * FROM decision")][-1] is None
     assert column(path, "SELECT test_loss_nats FROM episode") == [result.test_loss]
     assert column(path, "SELECT val_loss_nats FROM decision") == [line.val_loss for line in lines]

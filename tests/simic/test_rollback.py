@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.leyline.actions import Blueprint, Op
-from esper.leyline.config import ContextConfig, PopulationConfig, PPOConfig
+from esper.leyline.config import ContextConfig, GovernorConfig, PopulationConfig, PPOConfig
 from esper.leyline.panics import Panic
 from esper.leyline.stages import OCCUPIED_STAGES, Stage
 from esper.simic.collect import collect
@@ -19,7 +19,18 @@ from esper.simic.rollout import Rollout
 from esper.simic.story import transitions_of
 from helpers.environments import PLAIN, at_random, environment, onward, play, reads_counted
 from helpers.episodes import TASK_NAMES, task_of
-from helpers.faults import FAULTS, RowState, deadly_seed, exploding_rate, false_alarm, harmed, nan_in_weights
+from helpers.faults import (
+    FAULTS,
+    SKIPS,
+    RowState,
+    dead_gradient,
+    deadly_seed,
+    exploding_rate,
+    false_alarm,
+    half_precision,
+    harmed,
+    nan_in_weights,
+)
 from helpers.rollouts import small_policy
 
 HORIZON, WHEN, ROW = 16, 12, 1
@@ -27,10 +38,13 @@ HORIZON, WHEN, ROW = 16, 12, 1
 FEE = 0.25
 GROWING = (1, 2, 4)
 faults = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+skips = pytest.mark.parametrize("fault", SKIPS.values(), ids=SKIPS)
+STRICT = GovernorConfig(most_skipped_updates=1)
+"""Gradients that stay away are noticed in the first decision without an update."""
 
 
 def made(preset="paired", **more):
-    return environment(preset, **{"horizon": HORIZON, "rollback_penalty": FEE, **more})
+    return environment(preset, **{"horizon": HORIZON, "rollback_penalty": FEE, "governor": STRICT, **more})
 
 
 def grows():
@@ -143,6 +157,44 @@ def test_the_return_is_what_the_host_was_worth_before_less_the_penalty(preset, f
     _, short, _ = healthy(preset="paired", horizon=HORIZON)
     worth_R = short.reward_DR[:caught].double().sum(0)
     assert float(played.return_R[ROW]) == pytest.approx(float(worth_R[ROW]) - FEE, abs=1e-5)
+
+
+# An update that was skipped is no failure.
+
+
+@skips
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_skipped_updates_cost_nothing_but_themselves(task, fault):
+    deed = onward(0, 1, rows=GROWING, blueprint=int(Blueprint.NORM))
+    env, played, notes = failed(fault, task=task, deed=deed, governor=None, when=4)
+    _, ordinary, quiet = healthy(task=task, deed=deed, governor=None)
+    skipped = 10 if fault is half_precision else 1
+    assert env.episode.governor.skipped_R.tolist() == [skipped if row == ROW else 0 for row in range(env.rows)]
+    assert not torch.stack(notes.panics).any()
+    assert not torch.stack(notes.culled).any()
+    assert not any(payment.over_R.any() for payment in played.payments)
+    assert (played.part_DR(PENALTY) == 0).all()
+    assert played.reward_DR.isfinite().all()
+    assert not played.run_DRF.isinf().any()
+    # Its seeds are there, and none of the others noticed.
+    slots, theirs = env.episode.population.slots, quiet.env.episode.population.slots
+    others = [row for row in range(env.rows) if row != ROW]
+    assert torch.equal(slots.seed_id, theirs.seed_id)
+    assert torch.equal(slots.stage[others], theirs.stage[others])
+    assert slots.stage[ROW, 0] == int(Stage.FOSSILIZED)
+    assert torch.equal(played.reward_DR[:, others], ordinary.reward_DR[:, others])
+    # In the decision in which all was skipped the host is what it was before.
+    before, after = (notes.states[decision][ROW].host for decision in (3, 4))
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(before, notes.states[-1][ROW].host, strict=True))
+
+
+def test_gradients_that_are_never_finite_again_end_the_row_at_the_limit():
+    env, _, notes = failed(dead_gradient, governor=GovernorConfig(most_skipped_updates=3), when=5)
+    assert torch.stack(notes.panics).nonzero().tolist() == [[7, ROW]]
+    assert notes.panics[7][ROW] == Panic.SKIPPED
+    # A row that is over skips nothing more.
+    assert env.episode.governor.skipped_R[ROW] == 3
 
 
 def test_a_seed_that_destroys_its_host_when_blended():
@@ -333,12 +385,13 @@ def test_a_broken_off_rollout_counts_up_to_its_end():
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-def test_a_rollback_costs_no_transfer(monkeypatch, recorded):
+@pytest.mark.parametrize("fault", [nan_in_weights, dead_gradient])
+def test_a_rollback_costs_no_transfer(monkeypatch, recorded, fault):
     env = made(record=recorded)
     situation, deed = env.reset(0), grows()
     for decision in range(HORIZON):
         if decision == WHEN:
-            nan_in_weights(env, ROW)
+            fault(env, ROW)
         action_RH = deed(situation)
         with monkeypatch.context() as patch:
             reads = reads_counted(patch)

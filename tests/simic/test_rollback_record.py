@@ -9,7 +9,7 @@ from esper.nissa.store import RunStore
 from esper.simic.recorder import RoundRecorder, run_columns
 from esper.simic.story import events_of
 from helpers.environments import environment, onward, play
-from helpers.faults import harmed, nan_in_batch, nan_in_weights
+from helpers.faults import half_precision, harmed, nan_in_weights
 from helpers.stored import column, stored
 
 HORIZON, WHEN, ROW = 16, 12, 1
@@ -49,6 +49,27 @@ def test_the_episode_says_so(failed):
     assert [tuple(row.values()) for row in told] == [
         ("rolled back", WHY) if row == ROW else ("finished", None) for row in range(6)
     ]
+
+
+def test_the_failure_is_told_beside_it(failed):
+    (told,) = stored(failed[0], "SELECT * FROM failure")
+    assert told.pop("unix_s") > 0
+    expected = {"round": 0, "decision": WHEN, "row": ROW, "reason": WHY, "culled_seeds": 1, "restored": 0}
+    assert told == {**expected, "learning_rate_share": None}
+
+
+def test_skipped_updates_are_counted_and_are_no_failure(tmp_path):
+    path = tmp_path / "run.sqlite"
+    recorded(path, lambda env: harmed(env, onward(0, 1, rows=(1, 2, 4)), half_precision, (ROW,), 3))
+    counts = column(path, "SELECT skipped_updates FROM decision WHERE row = ? ORDER BY decision", ROW)
+    assert counts == [1 if 3 <= decision < 13 else 0 for decision in range(HORIZON)]
+    assert column(path, "SELECT sum(skipped_updates) FROM decision WHERE row != ?", ROW) == [0]
+    assert column(path, "SELECT skipped_updates FROM episode ORDER BY row") == [0, 10, 0, 0, 0, 0]
+    assert set(column(path, "SELECT status FROM episode")) == {"finished"}
+    assert column(path, "SELECT count(*) FROM failure") == [0]
+    # Ten of 96.
+    (told,) = column(path, "SELECT message FROM incident WHERE kind = 'host_updates_skipped'")
+    assert told == "10.4% of the updates of the hosts were skipped, because a gradient was not finite; limit 1%"
 
 
 def test_each_culled_seed_has_a_transition(failed):
@@ -98,7 +119,9 @@ def test_a_seed_that_was_committed_too_late_is_culled(tmp_path):
     """Its commitment is the decision that failed: the last good state did not have it."""
     # Decision 8 commits the seed that was germinated at 0.
     path = tmp_path / "run.sqlite"
-    _, _, steps = recorded(path, lambda env: harmed(env, onward(0, rows=(1, 2)), nan_in_batch, (ROW,), committing(env)))
+    _, _, steps = recorded(
+        path, lambda env: harmed(env, onward(0, rows=(1, 2)), nan_in_weights, (ROW,), committing(env))
+    )
     query = "SELECT actor, before, after FROM transition WHERE row = ? AND seed = 0 AND allowed ORDER BY decision, step"
     assert [tuple(row.values()) for row in stored(path, query, ROW)][-2:] == [
         ("controller", "PROBATIONARY", "FOSSILIZED"),

@@ -106,6 +106,7 @@ def random_views(seed: int, rows: int, slots: int, decisions: int = 1) -> list[P
                 slots=random_slots(dice, rows, slots),
                 slot_config=config,
                 fits_SB=torch.ones(slots, len(Blueprint), dtype=torch.bool),
+                seed_parameters_SBO=torch.ones(slots, len(Blueprint), len(Operator), dtype=torch.int64),
                 gates=GateReport(torch.zeros(checks, rows, slots), passed_CRS, torch.zeros(checks, rows, slots)),
                 train_loss_R=torch.tensor(losses[0]),
                 val_loss_R=torch.tensor(losses[1]),

@@ -5,7 +5,8 @@ Shapes: R rows, S slots, B blueprints, C gate checks.
 
 import torch
 
-from esper.leyline.actions import Blueprint, Op, SiteKind
+from esper.kasmina.lifecycle import Lifecycle
+from esper.leyline.actions import STYLE_OPERATOR, Blueprint, Op, SiteKind, Style
 from esper.leyline.checks import ALL_GATE_CHECKS, Check, GateReport
 from esper.leyline.sites import Site, SlotConfig, fit_table
 from esper.leyline.slots import SlotTensors
@@ -17,6 +18,8 @@ S, HORIZON, LIFE = 3, 60, 11  # LIFE: germinate, 3 in TRAINING, a ramp of 3, 3 i
 CONFIG = SlotConfig.of_chain((Site(SiteKind.IMAGE, 4, (8, 8), 1), *[Site(SiteKind.VECTOR, 8, (), d) for d in (2, 3)]))
 FITS_SB = fit_table(CONFIG, frozenset(Blueprint))
 NAN = float("nan")
+HOST = 1000  # Parameters.
+PARAMETERS_SBO = Lifecycle(CONFIG, FITS_SB, embargo=5).parameter_counts
 LIMITS = {Check.TRAINING_DECISIONS: 3.0, Check.PROBATION_DECISIONS: 3.0}
 
 
@@ -36,7 +39,11 @@ def slots_of(*cells: dict[str, float]) -> SlotTensors:
 
 
 def view_of(
-    slots: SlotTensors, decision: int = 20, loss_R: list[float] | None = None, deny: Check | None = None
+    slots: SlotTensors,
+    decision: int = 20,
+    loss_R: list[float] | None = None,
+    deny: Check | None = None,
+    price: float = 0.0,
 ) -> PopulationView:
     """A view whose ages and contributions decide the gates; every other check passes, but for `deny`."""
     value_CRS = torch.ones(len(ALL_GATE_CHECKS), slots.rows, slots.slots, device=slots.device)
@@ -51,9 +58,10 @@ def view_of(
     loss = torch.tensor(loss_R or [1.0] * slots.rows, device=slots.device)
     gates = GateReport(value_CRS, passed_CRS, limit_C[:, None, None].expand_as(value_CRS).clone())
     fits = FITS_SB.to(slots.device, copy=True)
-    price = torch.zeros(slots.rows, device=slots.device)
+    price_R = torch.full((slots.rows,), price, device=slots.device)
+    parameters = PARAMETERS_SBO.to(slots.device)
     return PopulationView(
-        decision, HORIZON, slots, CONFIG, fits, gates, loss, loss, 1 - loss, 100, 10, price, None, None
+        decision, HORIZON, slots, CONFIG, fits, parameters, gates, loss, loss, 1 - loss, HOST, 10, price_R, None, None
     )
 
 
@@ -66,11 +74,12 @@ def step(slots: SlotTensors, actions: torch.Tensor, view: PopulationView, worth:
     """A tiny engine: gates, a ramp of one decision, an embargo of three; `worth` is what a blueprint contributes."""
     slots.stage_age += 1
     advance_to = {int(a): int(b) for a, b in ADVANCE_TARGET.items()}
-    for r, (op, s, blueprint, *_) in enumerate(actions.tolist()):
+    for r, (op, s, blueprint, style, *_) in enumerate(actions.tolist()):
         passed = dict(zip(ALL_GATE_CHECKS, view.gates.passed_CRS[:, r, s].tolist(), strict=True))
         stage = int(slots.stage[r, s])
         if op == Op.GERMINATE:
             slots.stage[r, s], slots.blueprint[r, s], slots.stage_age[r, s] = int(Stage.GERMINATED), blueprint, 1
+            slots.operator[r, s] = int(STYLE_OPERATOR[Style(style)])
             slots.seeds_made[r] += 1
         elif op == Op.ADVANCE and stage in advance_to and (stage != Stage.TRAINING or passed[Check.TRAINING_DECISIONS]):
             slots.stage[r, s], slots.stage_age[r, s] = advance_to[stage], 1
@@ -84,6 +93,7 @@ def step(slots: SlotTensors, actions: torch.Tensor, view: PopulationView, worth:
     table = torch.tensor([worth.get(b, 0.1) for b in range(len(Blueprint))])
     measured = (slots.stage == int(Stage.PROBATIONARY)) | (slots.stage == int(Stage.FOSSILIZED))
     slots.contribution = torch.where(measured, table[slots.blueprint], NAN)
+    slots.contribution_se = torch.where(measured, 0.01, NAN)
 
 
 def play(name: str, ids: list[int], worth: dict[int, float] | None = None) -> tuple[torch.Tensor, SlotTensors]:

@@ -15,15 +15,41 @@ from esper.tolaria.governor import Governor
 CONFIG = GovernorConfig()
 
 
-def judged(losses, accuracy=0.5, classes=10, config=CONFIG, train=None, norm=1.0):
-    """Verdicts on one row, its loss in training that on reward-validation: panics, and whether it was worth keeping."""
-    governor = Governor(config, classes, 1, "cpu")
-    accuracies = accuracy if isinstance(accuracy, list) else [accuracy] * len(losses)
+UPDATES = 20
+
+
+def judge(governor, loss_R, *, train_R=None, accuracy=0.5, finite=True, skipped=0):
+    """Let a governor judge one decision of rows whose loss in training is that on reward-validation."""
+    return governor.judge(
+        loss_R if train_R is None else train_R,
+        loss_R,
+        torch.full_like(loss_R, accuracy),
+        finite_R=torch.full_like(loss_R, finite, dtype=torch.bool),
+        skipped_R=torch.full_like(loss_R, skipped, dtype=torch.int64),
+        updates=UPDATES,
+    )
+
+
+def listed(value, losses):
+    return value if isinstance(value, list) else [value] * len(losses)
+
+
+def judged(
+    losses, accuracy=0.5, classes=10, config=CONFIG, train=None, finite=True, skipped=0, governor=None, recovers=False
+):
+    """Verdicts on one row: panics, and whether it was worth keeping."""
+    governor = governor or Governor(config, classes, 1, "cpu", recovers=recovers)
+    told = zip(losses, *(listed(value, losses) for value in (accuracy, finite, skipped)), strict=True)
     verdicts = [
-        governor.judge(
-            *(torch.tensor([float(value)]) for value in (loss if train is None else train, loss, share, norm))
+        judge(
+            governor,
+            torch.tensor([float(loss)]),
+            train_R=None if train is None else torch.tensor([float(train)]),
+            accuracy=share,
+            finite=whole,
+            skipped=count,
         )
-        for loss, share in zip(losses, accuracies, strict=True)
+        for loss, share, whole, count in told
     ]
     return [Panic(int(v.panic_R)) for v in verdicts], [bool(v.good_R) for v in verdicts]
 
@@ -35,10 +61,53 @@ def falling(decisions=20, classes=10, to=0.3):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("which", ["train", "val", "norm"])
-def test_what_is_not_finite_is_a_failure_at_once(which, bad):
-    given_ = {"losses": [bad]} if which == "val" else {"losses": [2.0], which: bad}
-    assert judged(**given_) == ([Panic.NOT_FINITE], [False])
+def test_a_loss_that_is_not_finite_is_a_failure_at_once(bad):
+    assert judged([bad]) == ([Panic.NOT_FINITE], [False])
+
+
+def test_a_parameter_that_is_not_finite_is_a_failure_at_once_whatever_the_loss_is():
+    assert judged([2.0], finite=False) == ([Panic.NOT_FINITE], [False])
+
+
+# Updates that are skipped.
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_training_loss_that_is_not_finite_is_no_failure(bad):
+    assert judged([2.0], train=bad) == ([Panic.NONE], [True])
+    # But it is no witness for the defence of a loss that is far too high.
+    assert judged([*falling(), 2.9], train=bad)[0][-1] == Panic.DIVERGED
+
+
+def test_a_few_skipped_updates_are_no_failure():
+    panics, good = judged([2.0] * 30, skipped=[9, 1, 0, 10, 3] * 6)
+    assert set(panics) == {Panic.NONE}
+    assert all(good)
+
+
+def test_the_pattern_of_half_precision_survives():
+    """Every update of the first two decisions while the scale comes down, then one in 2,000."""
+    skipped = [UPDATES, UPDATES, 4, *[0] * 96, 1, *[0] * 99, 1]
+    panics, good = judged([2.0] * len(skipped), skipped=skipped)
+    assert set(panics) == {Panic.NONE}
+    # While more is skipped than made, the state before that is kept.
+    assert good[:5] == [False] * 4 + [True]
+    assert all(good[5:])
+
+
+@pytest.mark.parametrize("recovers", [False, True])
+def test_who_skips_every_update_has_failed(recovers):
+    panics = judged([2.0] * 4, skipped=UPDATES, recovers=recovers)[0]
+    # 20, 40, 60, 80 updates of at most 64.
+    assert panics == [Panic.NONE] * 3 + [Panic.SKIPPED]
+
+
+def test_who_skips_most_updates_fails_in_the_end_and_who_makes_most_does_not():
+    assert Panic.SKIPPED in judged([2.0] * 40, skipped=11)[0]
+    assert set(judged([2.0] * 1000, skipped=10)[0]) == {Panic.NONE}
+
+
+# Losses.
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])
@@ -110,6 +179,86 @@ def test_a_row_fails_once():
     assert not any(good)
 
 
+# Growing one network: a row that fails goes on.
+
+
+def recovering(config=CONFIG, classes=10):
+    return Governor(config, classes, 1, "cpu", recovers=True)
+
+
+def share(governor):
+    return pytest.approx(float(governor.rate_share_R))
+
+
+def test_it_goes_on_with_a_lower_rate_until_it_has_recovered():
+    governor = recovering()
+    judged([*falling(), math.nan], governor=governor)
+    assert (share(governor), int(governor.restored_R), bool(governor.retired_R)) == (0.3, 1, False)
+    judged([0.4] * (CONFIG.recovery_decisions - 1), governor=governor)
+    assert share(governor) == 0.3
+    judged([0.4], governor=governor)
+    assert share(governor) == 1
+
+
+def test_failures_in_a_row_lower_the_rate_further_and_it_comes_back_step_by_step():
+    governor = recovering()
+    judged([*falling(), math.nan, 0.4, math.nan], governor=governor)
+    assert share(governor) == 0.09
+    for expected in (0.3, 1, 1):
+        judged([0.4] * CONFIG.recovery_decisions, governor=governor)
+        assert share(governor) == expected
+    assert int(governor.restored_R) == 2
+
+
+def test_its_history_begins_anew():
+    """Without its seeds it may be far worse than it was; that alone is neither a divergence nor a collapse."""
+    guess, governor = math.log(10), recovering()
+    panics, good = judged([*falling(), math.nan, *[1.9 * guess] * 4], accuracy=0.1, governor=governor)
+    assert panics[-5:] == [Panic.NOT_FINITE, *[Panic.NONE] * 4]
+    assert not any(good[-5:])
+    assert judged([2.1 * guess], train=9 * guess, governor=recovering())[0] == [Panic.DIVERGED]
+
+
+def test_the_older_state_is_kept_until_the_history_is_its_own():
+    governor = recovering()
+    good = judged([*falling(), math.nan, *[2.0] * CONFIG.governor_window], governor=governor)[1]
+    assert good[19:] == [True, False, *[False] * (CONFIG.governor_window - 1), True]
+
+
+def test_a_divergence_and_skipped_updates_are_restored_as_well():
+    governor = recovering()
+    assert judged([*falling(), 9.0, 9.0], governor=governor)[0][-2:] == [Panic.DIVERGED, Panic.DIVERGED]
+    assert int(governor.restored_R) == 2
+    governor = recovering()
+    panics = judged([2.0] * 8, skipped=UPDATES, governor=governor)[0]
+    assert panics == ([Panic.NONE] * 3 + [Panic.SKIPPED]) * 2
+    assert int(governor.skipped_R) == 8 * UPDATES
+
+
+def test_it_is_given_up_after_too_many_restorations():
+    governor = recovering()
+    panics = judged([math.nan] * 9, governor=governor)[0]
+    most = CONFIG.most_restorations
+    assert panics == [Panic.NOT_FINITE] * (most + 1) + [Panic.NONE] * (8 - most)
+    assert int(governor.failure_R) == Panic.NOT_FINITE
+    assert int(governor.restored_R) == most
+
+
+def test_failures_that_are_far_apart_never_end_it():
+    governor = recovering()
+    losses = [*[2.0] * CONFIG.recovery_decisions, math.nan] * 50
+    judged(losses, governor=governor)
+    assert int(governor.restored_R) == 50
+    assert not governor.retired_R
+
+
+def test_without_restorations_the_first_failure_is_the_end():
+    governor = recovering(GovernorConfig(most_restorations=0))
+    judged([math.nan], governor=governor)
+    assert bool(governor.retired_R)
+    assert int(governor.restored_R) == 0
+
+
 @settings(max_examples=60)
 @given(
     st.integers(2, 200),
@@ -126,15 +275,17 @@ def test_healthy_noise_is_no_failure(classes, floor, noise, pace):
 
 
 @settings(max_examples=60)
-@given(st.lists(st.floats(0, 50, width=32), min_size=1, max_size=20), st.integers(0, 2), st.integers(2, 50))
-def test_rows_are_judged_alone(losses, at, classes):
+@given(
+    st.lists(st.floats(0, 50, width=32), min_size=1, max_size=20), st.integers(0, 2), st.integers(2, 50), st.booleans()
+)
+def test_rows_are_judged_alone(losses, at, classes, recovers):
     """A row among others hears the same as by itself."""
-    governor = Governor(CONFIG, classes, 3, "cpu")
-    alone, good = judged(losses, accuracy=0.0, classes=classes)
+    governor = Governor(CONFIG, classes, 3, "cpu", recovers=recovers)
+    alone, good = judged(losses, accuracy=0.0, classes=classes, recovers=recovers)
     for decision, loss in enumerate(losses):
         loss_R = torch.tensor([math.nan, 0.1 * decision, 1e9])
         loss_R[at] = loss
-        verdict = governor.judge(loss_R, loss_R, torch.zeros(3), torch.ones(3))
+        verdict = judge(governor, loss_R, accuracy=0.0)
         assert int(verdict.panic_R[at]) == alone[decision]
         assert bool(verdict.good_R[at]) == good[decision]
 

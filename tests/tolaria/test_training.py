@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from esper.kasmina.population import Population
 from esper.kasmina.rows.core import Statistics
 from esper.leyline.actions import Blueprint, Operator, SiteKind
+from esper.leyline.checks import ALL_GATE_CHECKS, Check
 from esper.leyline.stages import Stage
 from esper.tolaria import training
 from esper.tolaria.datasets import Split
@@ -256,7 +258,7 @@ def rates_of(trainer: Trainer, updates: int = 2) -> list[dict[object, list[float
 
     def spy(banks, grads, rates, active):
         seen.append({keys[id(bank)]: rate.tolist() for bank, rate in zip(banks, rates, strict=True)})
-        step(banks, grads, rates, active)
+        return step(banks, grads, rates, active)
 
     trainer.optimizer.step = spy
     trainer.run(updates)
@@ -364,12 +366,13 @@ def test_gradients_are_recorded_of_the_seeds_that_learned(kind: SiteKind, incuba
     step = recorder.step
 
     def spy(banks, grads, rates, active):
-        step(banks, grads, rates, active)
+        skipped = step(banks, grads, rates, active)
         host_norms.append(recorder.of(population.hosts).norm(dim=1))
         for (site, _), bank in population.seeds.items():
             for lane, row in enumerate(bank.row):
                 if not population.slots.fading_RS()[row, site]:
                     norms.setdefault((int(row), site), []).append(recorder.of(bank)[lane].norm().item())
+        return skipped
 
     recorder.step = spy
     trainer.run(4)
@@ -416,9 +419,124 @@ def test_a_seed_without_number_shows_in_its_gradient(kind: SiteKind):
     bring(population, {(row, 0): Wish(blueprint, Stage.TRAINING) for row in (0, 1)})
     with torch.no_grad():
         population.seeds[0, blueprint].theta[1] = math.nan
-    train_on(population, ROWS, make_split(kind, 32)).run(2)
+    trainer = train_on(population, ROWS, make_split(kind, 32))
+    trainer.run(2)
     assert population.slots.gradient_norm[:, 0].isfinite().tolist() == [True, False, False, False]
+    assert trainer.skipped_R.tolist() == [0] * len(ROWS)
+    assert population.finite().all()
     audit(population)
+
+
+# Updates that are skipped.
+
+
+def spoiled_at(trainer: Trainer, updates: set[int], spoil: Mapping[tuple[int, int], float]) -> None:
+    """Spoil the gradients of some updates (see `RecordingOptimizer`)."""
+    recorder = record(trainer)
+    step = recorder.step
+
+    def now_and_then(banks, grads, rates, active):
+        recorder.spoil = dict(spoil) if trainer.update in updates else {}
+        return step(banks, grads, rates, active)
+
+    recorder.step = now_and_then
+
+
+def grown(kind: SiteKind) -> tuple[Population, Trainer]:
+    """A seed in TRAINING in rows 0 and 1, a blended one in row 2; double precision."""
+    population = populate(kind, ROWS, dtype=torch.float64, norm="batch")
+    first, second, _ = BLUEPRINTS[kind]
+    wishes = {(row, 0): Wish(first, Stage.TRAINING) for row in (0, 1)}
+    bring(population, {**wishes, (2, 1): Wish(second, Stage.BLENDING)})
+    return population, train_on(population, ROWS, make_split(kind, 32, torch.float64))
+
+
+@kinds
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_skipped_updates_are_counted_and_poison_no_statistic(kind: SiteKind, bad: float):
+    population, trainer = grown(kind)
+    # The host of row 1 in two updates of five, the seed of row 0 in one.
+    spoiled_at(trainer, {1, 3}, {(0, 1): bad})
+    loss_R = trainer.run(5)
+    slots, hosts = population.slots, population.hosts
+    assert trainer.skipped_R.tolist() == [0, 2, 0, 0]
+    assert hosts.steps.tolist() == [5, 3, 5, 5]
+    assert hosts.norm_sum.isfinite().all()
+    # Its loss was as it should be: it counts.
+    assert loss_R.isfinite().all()
+    seeds = slots.gradient_norm.isfinite()
+    assert seeds.nonzero().tolist() == [[0, 0], [1, 0], [2, 1]]
+    assert torch.equal(slots.gradient_ratio.isfinite(), seeds)
+    assert (slots.gradient_ratio[seeds] > 0).all()
+
+
+@kinds
+def test_gradients_are_means_over_the_updates_that_were_made(kind: SiteKind):
+    population, trainer = grown(kind)
+    spoiled_at(trainer, {2}, {(0, 1): math.inf, (1, 0): math.nan})
+    recorder, norms, host_norms = trainer.optimizer, [], []
+    step = recorder.step
+
+    def noted(banks, grads, rates, active):
+        norms.append(grads[1].norm(dim=1))
+        host_norms.append(grads[0].norm(dim=1))
+        return step(banks, grads, rates, active)
+
+    recorder.step = noted
+    trainer.run(4)
+    made = torch.tensor([True, True, False, True])
+    whole, of_host = torch.stack(norms), torch.stack(host_norms)
+    expected = [whole[made, 0].mean(), whole[:, 1].mean()]
+    torch.testing.assert_close(population.slots.gradient_norm[:2, 0].double(), torch.stack(expected), rtol=1e-6, atol=0)
+    seed, host = (bank.layer.parameter_count for bank in trainer.optimizer.banks[:2][::-1])
+    ratios = torch.stack([expected[0] / of_host[:, 0].mean(), expected[1] / of_host[made, 1].mean()])
+    ratios = ratios * (host / seed) ** 0.5
+    torch.testing.assert_close(population.slots.gradient_ratio[:2, 0].double(), ratios, rtol=1e-6, atol=0)
+
+
+@kinds
+def test_a_seed_that_made_no_update_has_no_gradient(kind: SiteKind):
+    population, trainer = grown(kind)
+    spoiled_at(trainer, set(range(9)), {(1, 0): math.nan})
+    trainer.run(4)
+    slots = population.slots
+    assert slots.gradient_norm[:, 0].isfinite().tolist() == [False, True, False, False]
+    report = population.gate_report(torch.zeros(len(ROWS)))
+    finite = ALL_GATE_CHECKS.index(Check.GRADIENT_FINITE)
+    assert report.passed_CRS[finite, :2, 0].tolist() == [False, True]
+    assert trainer.skipped_R.tolist() == [0] * len(ROWS)
+
+
+@kinds
+def test_a_bad_batch_changes_nothing_of_its_row(kind: SiteKind):
+    """Parameters, moments and running statistics: as if that update had not been; no other row notices."""
+    (calm, ours), (_, struck) = (grown(kind) for _ in range(2))
+    whole = training.gather
+    for trainer in (ours, struck):
+        trainer.run(2)
+    before = lanes_of_row(struck.population, 1)
+
+    def spoiled(x, index_RB, lane_axis):
+        examples = whole(x, index_RB, lane_axis).clone()
+        lanes = examples if lane_axis == 0 else examples.unflatten(1, (len(ROWS), -1)).transpose(0, 1)
+        lanes[1, 0] = math.nan
+        return examples
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "gather", spoiled)
+        loss_R = struck.run(1)
+    assert struck.skipped_R.tolist() == [0, 1, 0, 0]
+    assert loss_R.isnan().tolist() == [False, True, False, False]
+    after = lanes_of_row(struck.population, 1)
+    for state in (before, after):
+        # What a decision sums up begins anew.
+        state.update({key: torch.zeros_like(tensor) for key, tensor in state.items() if key[1] == "norm_sum"})
+    same_state(after, before)
+    ours.run(1)
+    for row in (0, 2, 3):
+        same_state(*(lanes_of_row(population, row) for population in (struck.population, calm)))
+    # The mean of a decision is that of the other updates.
+    assert struck.run(3).isfinite().all()
 
 
 @kinds

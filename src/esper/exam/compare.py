@@ -35,7 +35,8 @@ from esper.tolaria.tasks import Task
 NEVER = "never"
 SINGLE, BY_PRICE, BY_CONTEXT = "best plan", "best plan for each price", "best plan for each context"
 """Plans that know nothing, what the policy is told, and what it has to find out."""
-CONTROLS = (NEVER, "random", "periodic", "heuristic")
+HEURISTIC = "heuristic"
+CONTROLS = (NEVER, "random", "periodic", HEURISTIC)
 RANDOM_PLAN, REPLAY = "random plan", "replay of policy"
 POLICY, WAYS = "policy", ("greedy", "drawing")
 
@@ -95,7 +96,7 @@ def arms(
         What each policy does most often: see `modal_plans`.
     """
     return (
-        *(Arm(name, _control(name)) for name in CONTROLS),
+        *(Arm(name, _control(name), sees_price=name == HEURISTIC) for name in CONTROLS),
         Arm(RANDOM_PLAN, _random_plan),
         *best_plans(headroom),
         *(arm for number, modal in enumerate(replays) for arm in _replayed(f"{REPLAY} {number}", modal, headroom)),

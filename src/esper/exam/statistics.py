@@ -151,5 +151,4 @@ def _degrees_of_freedom(difference_MK: np.ndarray) -> float:
     spread = max(square.sum() - rest, rest)
     if spread == 0:
         return float(starts - 1)
-    freedom_of_sum: float = spread**2 / ((square**2 / freedom).sum() + rest**2 / freedom.prod())
-    return freedom_of_sum
+    return float(spread**2 / ((square**2 / freedom).sum() + rest**2 / freedom.prod()))

@@ -8,7 +8,7 @@ Shapes: N lanes of the bank, P parameters of one lane.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -35,14 +35,14 @@ class Bank:
     first, second
         Moments of the optimizer [N, P].
     steps
-        Updates made by each lane [N], float.
+        Updates made by each lane since its birth, or since it was rolled back [N], int64; skipped ones do not count.
     decay
         Product of the betas over the updates that each lane made [N, 2], float64. A running product, because a power
         rounds differently with the number of lanes, and no lane may notice another.
     birth_N
         Int64: update of the run in which the lane first learned, -1 before. A rollback changes nothing of it.
     norm_sum
-        Sum of gradient norms since `start_decision` [N].
+        Sum of the norms of the gradients of a decision [N]; those that are not finite are left out.
     kept, kept_buffers
         Parameters and buffers that a lane returns to if it is rolled back.
     row, seed_id
@@ -63,7 +63,7 @@ class Bank:
         self.first = torch.empty_like(self.theta)
         self.second = torch.empty_like(self.theta)
         self.scratch = torch.empty_like(self.theta)
-        self.steps = torch.empty(0, device=device, dtype=dtype)
+        self.steps = torch.empty(0, device=device, dtype=torch.int64)
         self.decay = torch.empty(0, 2, device=device, dtype=torch.float64)
         self.birth_N = torch.empty(0, dtype=torch.int64, device=device)
         self.norm_sum = torch.empty(0, device=device, dtype=dtype)
@@ -106,7 +106,7 @@ class Bank:
         self.theta = theta.requires_grad_()
         self.buffers = [carry(old, b.low) for old, b in zip(self.buffers, self.layer.buffers, strict=True)]
         self.first, self.second = carry(self.first, 0.0), carry(self.second, 0.0)
-        self.steps, self.decay = carry(self.steps, 0.0), carry(self.decay, 1.0)
+        self.steps, self.decay = carry(self.steps, 0), carry(self.decay, 1.0)
         self.birth_N, self.norm_sum = carry(self.birth_N, -1), carry(self.norm_sum, 0.0)
         # What is new has nothing to return to: it is kept at the end of its first decision.
         self.kept, self.kept_buffers = carry(self.kept, 0.0), [carry(old, 0.0) for old in self.kept_buffers]
@@ -159,8 +159,18 @@ class Bank:
             torch.where(_along(back_N, kept), kept, present, out=present)
         for moment in (self.first, self.second):
             moment.masked_fill_(back_N[:, None], 0.0)
-        self.steps.masked_fill_(back_N, 0.0)
+        self.steps.masked_fill_(back_N, 0)
         self.decay.masked_fill_(back_N[:, None], 1.0)
+
+    def undo_statistics(self, before: Sequence[Tensor], skipped_N: Tensor) -> None:
+        """Return the running statistics of some lanes (bool) to what they were: those of an update that was skipped."""
+        for present, earlier in zip(self.buffers, before, strict=True):
+            torch.where(_along(skipped_N, present), earlier, present, out=present)
+
+    def finite(self) -> Tensor:
+        """Bool [N]: every parameter and running statistic of the lane is a finite number."""
+        tables = [self.theta.detach(), *self.buffers]
+        return torch.stack([table.flatten(1).isfinite().all(1) for table in tables]).all(0)
 
     def silence(self, gone_N: Tensor) -> None:
         """Set the parameters of some lanes (bool) to 0: until they leave the bank, their seeds compute nothing."""

@@ -39,13 +39,15 @@ class RowOptimizer:
     @torch.no_grad()
     def step(
         self, banks: Sequence[Bank], grads: Sequence[Tensor], rates: Sequence[Tensor], active: Sequence[Tensor | None]
-    ) -> None:
-        """Update banks in place.
+    ) -> list[Tensor]:
+        """Update banks in place; give, for each bank, the lanes whose gradient was not finite [n], active or not.
+
+        They skip the update: nothing of theirs changes, and their norm is not added to `norm_sum`.
 
         Parameters
         ----------
         banks
-            Parameters and state; the norms of the gradient are added to `norm_sum`.
+            Parameters and state; the norms of the gradients are added to `norm_sum`.
         grads
             Gradient of each bank [n, P]; overwritten.
         rates
@@ -58,7 +60,8 @@ class RowOptimizer:
         norms = [torch.linalg.vector_norm(grad, dim=1) for grad in grads]
         norm_N, rate_N = torch.cat(norms), torch.cat(tuple(rates))
         decay_N2 = torch.cat([bank.decay for bank in banks])
-        ok_N = norm_N.isfinite()
+        finite_N = norm_N.isfinite()
+        ok_N = finite_N.clone()
         if any(mask is not None for mask in active):
             pairs = zip(active, norms, strict=True)
             ok_N &= torch.cat([torch.ones_like(n, dtype=torch.bool) if m is None else m for m, n in pairs])
@@ -69,7 +72,8 @@ class RowOptimizer:
         if config.method == "adamw":
             columns |= self._denominator(decay_N2, rate_N)
         split = {name: column[:, None].split(sizes) for name, column in columns.items()}
-        lanes = zip(banks, grads, decay_N2.split(sizes), ok_N.split(sizes), norms, strict=True)
+        counted = norm_N.masked_fill(~finite_N, 0.0).split(sizes)
+        lanes = zip(banks, grads, decay_N2.split(sizes), ok_N.split(sizes), counted, strict=True)
         for at, (bank, grad, decay, moved, norm) in enumerate(lanes):
             bank.norm_sum += norm
             bank.decay.copy_(decay)
@@ -80,6 +84,7 @@ class RowOptimizer:
                 self._adamw(bank, grad, of_bank)
             else:
                 self._sgd(bank, grad, of_bank)
+        return list((~finite_N).split(sizes))
 
     def _denominator(self, decay_N2: Tensor, rate_N: Tensor) -> dict[str, Tensor]:
         """Coefficients of `(sqrt(second)/sqrt(bias2) + eps) / -(rate/bias1)`, infinite where the rate is almost 0."""

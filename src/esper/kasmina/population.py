@@ -28,6 +28,9 @@ from esper.leyline.stages import INCUBATED_STAGE, OCCUPIED_STAGES, Stage, stage_
 from esper.leyline.streams import Stream
 from esper.leyline.transfer import Cargo, Parcel, deliver
 
+Tables = dict[Bank, Tensor]
+"""Parameters [N, P] of every bank, as the passes compute with them."""
+
 
 class Population:
     """Hosts, their seeds and the state of their slots.
@@ -221,33 +224,51 @@ class Population:
         enabled[np.arange(len(row)), site] ^= True
         return enabled
 
+    def finite(self) -> Tensor:
+        """Bool [R]: every parameter and running statistic in the forward pass of the row is a finite number."""
+        finite_R = self.hosts.finite()
+        visible = torch.from_numpy(self.base).to(self.device)
+        placed = [(site, bank) for (site, _), bank in self.seeds.items()]
+        for site, bank in [*placed, *self.seed_gates.items()]:
+            broken_N = ~bank.finite() & visible[bank.row_N, site]
+            finite_R = finite_R.index_put((bank.row_N,), finite_R[bank.row_N] & ~broken_N)
+        return finite_R
+
     def learning(self) -> Iterator[tuple[Bank, Tensor | None]]:
         """Banks with a lane that learns now, and its lanes (None: all). A seed that is being faded out is frozen."""
         yield self.hosts, None
         yield from self._learning
 
+    def tables(self, dtype: torch.dtype) -> Tables:
+        """Parameters of every bank in another dtype, each table cast once for all passes of an update."""
+        return {bank: bank.theta.to(dtype) for bank in self.banks}
+
     def forward(
-        self, x: Tensor, steps: Pass, *, statistics: Statistics, keep: bool = False
+        self, x: Tensor, steps: Pass, *, statistics: Statistics, keep: bool = False, tables: Tables | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """Compute the logits of all rows.
 
         Parameters
         ----------
         x
-            Examples in the layout of the kind: [R, B, D] or [B, R*C, ...].
+            Examples in the layout of the kind, [R, B, D] or [B, R*C, ...], and in the dtype of the tables.
         steps
             `main_pass` or `training_pass`.
         statistics
             Which ones batch norms use.
         keep
             Also give the stream in front of each site, for branches.
+        tables
+            Parameters to compute with (see `tables`); by default the parameters themselves.
 
         Returns
         -------
         tuple
             Logits [R, B, classes], and the kept streams.
         """
-        weights = self.hosts.theta.split(self._segment_sizes, dim=1)
+        tables = tables or self.tables(self.dtype)
+        weights = tables[self.hosts].split(self._segment_sizes, dim=1)
+        modules = self._modules(tables, live=True)
         streams: list[Tensor] = []
         for number, segment in enumerate(self.host.segments):
             buffers = self.hosts.buffers[self._segment_buffers[number] : self._segment_buffers[number + 1]]
@@ -255,19 +276,22 @@ class Population:
             if number < len(steps.calls):
                 if keep:
                     streams.append(x)
-                x = blend(x, steps.calls[number], steps.lanes, self.lane_axis, self._modules(live=True))
+                x = blend(x, steps.calls[number], steps.lanes, self.lane_axis, modules)
         return x, streams
 
-    def branch(self, streams: list[Tensor], branches: Branches) -> Tensor:
+    def branch(self, streams: list[Tensor], branches: Branches, *, tables: Tables | None = None) -> Tensor:
         """Compute branches of the last `forward`: logits [K, B, classes]. Only seeds that learn get gradients.
+
+        `tables` as in that `forward`.
 
         The parameters of the host are frozen. Its batch norms use the statistics of the branch's own batch: running
         ones were fitted to another network, the one without the seed that is put in or with the one that is left out
         (docs/decisions/0003). They are to be compared with a `forward` that did the same.
         """
         steps = branches.steps
-        weights = self.hosts.theta.detach().split(self._segment_sizes, dim=1)
-        modules = self._modules(live=False)
+        tables = tables or self.tables(self.dtype)
+        weights = tables[self.hosts].detach().split(self._segment_sizes, dim=1)
+        modules = self._modules(tables, live=False)
         x: Tensor | None = None
         for number in range(steps.first_site, len(self.host.segments)):
             rows = steps.lane_rows[number]
@@ -293,14 +317,14 @@ class Population:
             return stream.index_select(0, rows)
         return to_lanes(stream, stream.shape[1] // self.rows).index_select(1, rows).flatten(1, 2)
 
-    def _modules(self, *, live: bool) -> SiteModules:
+    def _modules(self, tables: Tables, *, live: bool) -> SiteModules:
         """The seeds as functions; without `live`, only calls that learn see the parameters themselves."""
 
         def run(bank: Bank, members: Tensor | None, x: Tensor, learns: bool) -> Tensor:
-            theta = bank.theta if learns else bank.theta.detach()
+            table = tables[bank] if learns else tables[bank].detach()
             if members is not None:
-                theta = theta.index_select(0, members)
-            return bank.layer.forward(x, bank.layer.split(theta), (), statistics=Statistics.RUNNING)
+                table = table.index_select(0, members)
+            return bank.layer.forward(x, bank.layer.split(table), (), statistics=Statistics.RUNNING)
 
         def delta(call: Call, x: Tensor) -> Tensor:
             return run(self.seeds[call.key], call.members, x, live or call.learns)

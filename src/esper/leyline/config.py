@@ -123,7 +123,10 @@ class GrowthConfig(Frozen):
 
 
 class GovernorConfig(Frozen):
-    """When a host is rolled back. Losses on reward-validation, in units of the loss of guessing: ln(classes)."""
+    """When a host is rolled back, and how it goes on.
+
+    Losses are those on reward-validation, in units of the loss of guessing: ln(classes).
+    """
 
     governor_window: Annotated[int, Field(ge=3, le=99)] = 5
     """Decisions whose losses are a host's history, an odd number; before the first they count as guessing."""
@@ -141,6 +144,14 @@ class GovernorConfig(Frozen):
     """and its accuracy has come no further than this share of the way from guessing to perfect,"""
     collapsed_decisions: Positive = 3
     """in so many decisions in a row."""
+    most_skipped_updates: Positive = 64
+    """A host has failed where it skipped so many updates more than it made: their gradients were not finite."""
+    recovery_rate: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Growing one network, the learning rate of a host that failed is multiplied by this when it is restored,"""
+    recovery_decisions: Positive = 10
+    """until so many decisions have passed without a failure."""
+    most_restorations: Annotated[int, Field(ge=0, le=99)] = 5
+    """A host that fails once more before it has recovered from so many restorations is given up."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -160,6 +171,9 @@ class TrainingConfig(Frozen):
     """Optimizer steps between two decisions."""
     batch_size: Annotated[int, Field(ge=2, le=2**12)] = 32
     """Examples in a minibatch of one row; two at least, for a batch norm compares them."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the passes of an update compute in. Norms, losses, gradients, parameters and all that is measured stay
+    float32."""
 
 
 class PolicyConfig(Frozen):
@@ -398,8 +412,8 @@ class CompareConfig(PopulationConfig):
     contexts: ContextConfig = ContextConfig()
     headroom: str
     """Folder of `esper exam headroom`, whose plans are compared with."""
-    policies: tuple[str, ...]
-    """Folders of `esper train` runs."""
+    policies: tuple[str, ...] = ()
+    """Folders of `esper train` runs; without one only the other arms are played."""
     starts: Annotated[int, Field(ge=2, le=2**12)] = 24
     """Starts (initialisation, data order, wrong labels) that every arm plays in every context."""
     first_start: Annotated[int, Field(ge=0, le=2**20)] = 0

@@ -10,10 +10,12 @@ class Panic(IntEnum):
     NOT_FINITE = 1
     DIVERGED = 2
     COLLAPSED = 3
+    SKIPPED = 4
 
 
 PANIC_TEXT: dict[Panic, str] = {
-    Panic.NOT_FINITE: "a loss or a gradient of the host was not finite",
+    Panic.NOT_FINITE: "the loss or a parameter of the host was not finite",
     Panic.DIVERGED: "the loss of the host was far above its own history",
     Panic.COLLAPSED: "the host had learned something and was back at chance",
+    Panic.SKIPPED: "the host skipped more updates than it made, because its gradient was not finite",
 }

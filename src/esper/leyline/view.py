@@ -27,6 +27,9 @@ class PopulationView:
         The slot tensors; a controller reads them and never writes.
     slot_config, fits_SB
         Names and kinds of the slots; which blueprints fit (bool).
+    seed_parameters_SBO
+        Int64: learned numbers that a seed of a blueprint and an operator would have in a slot, 0 where it fits none of
+        the kind.
     gates
         What each gate would say now.
     train_loss_R, val_loss_R, val_accuracy_R
@@ -47,6 +50,7 @@ class PopulationView:
     slots: SlotTensors
     slot_config: SlotConfig
     fits_SB: torch.Tensor
+    seed_parameters_SBO: torch.Tensor
     gates: GateReport
     train_loss_R: torch.Tensor
     val_loss_R: torch.Tensor

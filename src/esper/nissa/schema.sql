@@ -119,8 +119,8 @@ CREATE TABLE episode (
     row_id INTEGER NOT NULL,                -- decides initialisation and data order: equal ids start equal
     twin_round INTEGER,                     -- the control with the same initialisation and data that never grows;
     twin_row INTEGER,                       -- NULL: this is one, or there is none
-    status TEXT NOT NULL CHECK (status IN ('running', 'finished', 'interrupted', 'rolled back')),
-    status_reason TEXT,                     -- why it was rolled back, in words; NULL: it was not
+    status TEXT NOT NULL CHECK (status IN ('running', 'finished', 'interrupted', 'rolled back', 'given up')),
+    status_reason TEXT,                     -- why it was rolled back or given up, in words; NULL: it was not
     price_nats REAL NOT NULL,               -- of one unit of ln(1 + added / host parameters)
     learning_rate REAL NOT NULL,            -- its peak
     label_noise_share REAL NOT NULL,        -- wrong training labels
@@ -137,6 +137,8 @@ CREATE TABLE episode (
     val_accuracy REAL CHECK (val_accuracy BETWEEN 0 AND 1),
     test_loss_nats REAL,
     test_accuracy REAL CHECK (test_accuracy BETWEEN 0 AND 1),
+    skipped_updates INTEGER,                -- of the host, because its gradient was not finite
+    restorations INTEGER,                   -- times that it went on from its last good state after it had failed
     training_s REAL,                        -- wall time of its population, shared by the rows
     PRIMARY KEY (round, row)
 ) STRICT, WITHOUT ROWID;
@@ -181,9 +183,23 @@ CREATE TABLE decision (
     reward_sparse REAL,                     -- lead less rent, all at the end
     reward_intervention REAL,               -- charge for what was asked for
     reward_penalty REAL,                    -- of the governor
-    train_loss_nats REAL,                   -- mean over the updates of the decision
+    train_loss_nats REAL,                   -- mean over the updates of the decision whose loss was finite
     val_loss_nats REAL,                     -- on reward-validation, after them
     val_accuracy REAL CHECK (val_accuracy BETWEEN 0 AND 1),
+    skipped_updates INTEGER NOT NULL,       -- of the host, because its gradient was not finite
+    PRIMARY KEY (round, decision, row)
+) STRICT, WITHOUT ROWID;
+
+-- A host that failed in a decision and was returned to its last good state, its seeds that were not committed culled.
+CREATE TABLE failure (
+    round INTEGER NOT NULL,
+    decision INTEGER NOT NULL,
+    row INTEGER NOT NULL,
+    reason TEXT NOT NULL,                   -- in words
+    culled_seeds INTEGER NOT NULL,
+    restored INTEGER NOT NULL CHECK (restored IN (0, 1)),  -- 1: it went on; 0: its episode was over
+    learning_rate_share REAL,               -- that it went on with, until it has recovered; NULL: its episode was over
+    unix_s REAL NOT NULL,                   -- when it was recorded
     PRIMARY KEY (round, decision, row)
 ) STRICT, WITHOUT ROWID;
 

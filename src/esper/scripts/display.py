@@ -61,6 +61,9 @@ class Display:
         self._done += 1
         for event in events:
             self.console.print(event_text(event), highlight=False, soft_wrap=not self.console.is_terminal)
+        if line.failure is not None:
+            text = Text(f"{line.decision + 1:>4}  host  ").append(line.failure, style="red")
+            self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal)
         if self._live is not None:
             self._live.update(self._panel(arm, line))
         elif (line.decision + 1) % PLAIN_EVERY == 0 or line.decision + 1 == self.config.training.horizon:
@@ -139,6 +142,25 @@ def result_table(results: list[ArmResult]) -> Table:
             f"{result.seconds:.1f}",
         )
     return table
+
+
+def failures_told(results: list[ArmResult]) -> list[str]:
+    """Say of which arms updates were skipped, or the host had to be restored; nothing of the others."""
+    told = []
+    for result in results:
+        if result.skipped_updates:
+            skipped = _counted(result.skipped_updates, "update")
+            told.append(f"{result.arm}: {skipped} skipped, because a gradient was not finite.")
+        if result.restorations:
+            times = _counted(result.restorations, "time")
+            told.append(f"{result.arm}: the host was restored to its last good state {times}.")
+        if result.given_up is not None:
+            told.append(f"{result.arm}: given up in its last good state: {result.given_up}.")
+    return told
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def _number(value: float | None, form: str) -> str:

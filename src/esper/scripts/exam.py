@@ -83,7 +83,8 @@ def comparison(
         console.print(f"Stopped. The {len(scores)} arms that had ended are in {path / COMPARISON}.", soft_wrap=True)
         return INTERRUPTED
     _show_scores(console, scores, config)
-    _show_differences(console, differences(scores))
+    if learned:
+        _show_differences(console, differences(scores))
     console.print(f"Saved in {path / COMPARISON}.", soft_wrap=True)
     return 0
 

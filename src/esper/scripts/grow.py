@@ -11,7 +11,7 @@ from rich.console import Console
 from esper.karn.reader import RunReader
 from esper.leyline.config import RUN_FOLDER, RunConfig
 from esper.leyline.errors import EsperError
-from esper.scripts.display import Display, result_table
+from esper.scripts.display import Display, failures_told, result_table
 from esper.scripts.errors import INTERRUPTED
 from esper.scripts.running import Interrupt, last_checkpoint, open_store
 from esper.simic.grow import ARMS
@@ -53,6 +53,8 @@ def grow(config: RunConfig, *, out: Path | None, replace: bool, resume: Path | N
             store.close("finished" if run.finished else "interrupted")
     if run.results:
         console.print(result_table(run.results))
+        for told in failures_told(run.results):
+            console.print(told, soft_wrap=True, highlight=False)
     where = shlex.quote(str(path))
     if not run.finished:
         console.print(

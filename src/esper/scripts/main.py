@@ -99,7 +99,7 @@ def _commands(run: RunConfig, training: TrainConfig, table: HeadroomConfig) -> d
 
     def compare_command(
         headroom: Path,
-        policies: tuple[Path, ...],
+        policies: tuple[Path, ...] = (),
         starts: int = 24,
         first_start: int = 0,
         out: Path | None = None,
@@ -112,7 +112,7 @@ def _commands(run: RunConfig, training: TrainConfig, table: HeadroomConfig) -> d
         headroom
             Folder of `esper exam headroom`: its best plans and its contexts are compared with.
         policies
-            Folders of `esper train`, trained in the same contexts.
+            Folders of `esper train`, trained in the same contexts; without one only the others are compared.
         starts
             Starts (initialisation, data order, wrong labels) that every arm plays in every context.
         first_start

@@ -6,6 +6,7 @@ Shapes: R rows, S slots, H heads, O operations or operators, B blueprints, C gat
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -84,7 +85,7 @@ _CLOCK_REASONS = _names(
 )
 """Why the clock moved a slot on, by the stage that it left."""
 PANICS = _names({panic: PANIC_TEXT[panic] for panic in PANIC_TEXT}, len(Panic))
-"""Why a row was rolled back, by the value of `Panic`; NULL for NONE."""
+"""Why a row failed, by the value of `Panic`; NULL for NONE."""
 
 
 def merge(steps: Sequence[Step]) -> Step:
@@ -128,6 +129,21 @@ def decision_columns(step: Step) -> Columns:
         "train_loss_nats": step.train_loss_R.astype(float),
         "val_loss_nats": step.val_loss_R.astype(float),
         "val_accuracy": step.val_accuracy_R.astype(float),
+        "skipped_updates": step.skipped_R,
+    }
+
+
+def failure_columns(step: Step) -> Columns:
+    """Columns of `failure`, one row for each host that failed."""
+    row = np.flatnonzero(step.panic_R != Panic.NONE)
+    over = step.over_R[row]
+    return {
+        "row": row,
+        "reason": PANICS[step.panic_R[row]],
+        "culled_seeds": step.culled_RS[row].sum(1),
+        "restored": (~over).astype(int),
+        "learning_rate_share": or_null(~over, step.rate_share_R[row].astype(float)),
+        "unix_s": time.time(),
     }
 
 

@@ -82,6 +82,9 @@ class Episode:
         Fill every slot with a committed seed before the first update.
     contexts
         How the rows differ; by default each has a start of its own, and growth costs nothing.
+    recovers
+        A row that fails goes on from its last good state, with a lower learning rate; otherwise it waits for the end
+        (see `Governor`).
     dtype
         Of the parameters.
 
@@ -107,6 +110,7 @@ class Episode:
         *,
         static: bool = False,
         contexts: Contexts | None = None,
+        recovers: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config, self.task = config, task
@@ -138,17 +142,20 @@ class Episode:
         order = BatchOrder(config.seed, contexts.start_id_R, len(train.y), training.batch_size)
         updates = training.horizon * training.updates_per_decision
         labels_RN = noisy_labels(train.y, task.data.classes, contexts, config.seed)
-        self.trainer = Trainer(population, train, order, config.optimizer, updates, labels_RN)
-        self.trainer.rate_R.copy_(contexts.rate_R)
+        precision = torch.bfloat16 if training.precision == "bfloat16" else None
+        self.trainer = Trainer(population, train, order, config.optimizer, updates, labels_RN, precision)
         self.decision = 0
         unmeasured_R = torch.full((population.rows,), NOT_MEASURED, device=population.device)
-        self.governor = Governor(config.governor, task.data.classes, population.rows, population.device)
+        self.governor = Governor(
+            config.governor, task.data.classes, population.rows, population.device, recovers=recovers
+        )
+        self._set_rates()
         self._snapshot = Snapshot(population)
         self._measured = _Losses(unmeasured_R, unmeasured_R, unmeasured_R)
         """Of the last decision, as they came."""
         self._good = self._seen = self._measured
-        """Of the last good state of each row; what is seen of it: that, once it failed."""
-        self._panic_R = torch.zeros_like(unmeasured_R, dtype=torch.int64)
+        """Of the last good state of each row; what is seen of it: that, where it was put back to it."""
+        self._panic_R = self._skipped_R = torch.zeros_like(unmeasured_R, dtype=torch.int64)
         self._culled_RS = torch.zeros_like(population.slots.stage, dtype=torch.bool)
         self._last: Outcome | None = None
         self._structure = population.structure
@@ -192,7 +199,7 @@ class Episode:
             self._legal_RO = legal_ops(population.slots, population.fits_SB).any(2)
             self.controller.observe(view)
         with phase("act"):
-            # A twin waits, and who was rolled back does, whatever the controller wants: WAIT is all zeros.
+            # A twin waits, and whose episode is over does, whatever the controller wants: WAIT is all zeros.
             acts_R = self.contexts.grows_R & ~self.governor.retired_R
             self._action_RH = check_actions(self.controller.act(), population.rows) * acts_R[:, None]
         with phase("apply"):
@@ -216,15 +223,27 @@ class Episode:
     def _govern(self, measured: _Losses) -> None:
         """Roll back the rows that failed, before anybody sees them, and keep the others.
 
-        A row that failed earlier trains on with the rest, as the kernels are shared, and is put back each time.
+        A row that is over trains on with the rest, as the kernels are shared, and is put back each time.
         """
-        governor = self.governor
-        verdict = governor.judge(*measured, self.population.hosts.norm_sum)
+        governor, trainer = self.governor, self.trainer
+        self._skipped_R = trainer.skipped_R.masked_fill(governor.retired_R, 0)
+        verdict = governor.judge(
+            *measured,
+            finite_R=self.population.finite(),
+            skipped_R=self._skipped_R,
+            updates=self.config.training.updates_per_decision,
+        )
         self._panic_R, self._measured = verdict.panic_R, measured
-        self._culled_RS = self._snapshot.restore(governor.retired_R)
+        back_R = governor.retired_R | (verdict.panic_R != int(Panic.NONE))
+        self._culled_RS = self._snapshot.restore(back_R)
         self._snapshot.take(verdict.good_R)
         self._good = _chosen(verdict.good_R, measured, self._good)
-        self._seen = _chosen(governor.retired_R, self._good, measured)
+        self._seen = _chosen(back_R, self._good, measured)
+        self._set_rates()
+
+    def _set_rates(self) -> None:
+        """Let each row train with its own learning rate, or with the share of it that the governor allows."""
+        self.trainer.rate_R.copy_(self.contexts.rate_R * self.governor.rate_share_R)
 
     def view(self) -> PopulationView:
         """Give the state before the next decision, as controllers see it."""
@@ -235,6 +254,7 @@ class Episode:
             slots=population.slots,
             slot_config=self.task.host.slot_config,
             fits_SB=population.fits_SB,
+            seed_parameters_SBO=population.lifecycle.parameter_counts,
             gates=population.gate_report(self._seen.val_loss_R),
             **self._seen._asdict(),
             host_parameters=population.hosts.layer.parameter_count,
@@ -297,6 +317,7 @@ class Episode:
         rebuild(self.population, facts.topology, below("population", saved))
         self._snapshot.put_back(below("kept", saved))
         self.governor.restore(below("governor", saved), facts.decision)
+        self._set_rates()
         self.controller.restore(below("controller", saved))
         self._good, self._seen = (_Losses(**self._here(part, saved)) for part in ("good", "seen"))
         self._structure = Structure(**{name: tensor.numpy() for name, tensor in below("structure", saved).items()})
@@ -331,6 +352,9 @@ class Episode:
             **{f.name: getattr(self._gates, f.name) for f in fields(GateReport)},
             **told._asdict(),
             "panic_R": self._panic_R,
+            "over_R": self.governor.retired_R,
+            "skipped_R": self._skipped_R,
+            "rate_share_R": self.governor.rate_share_R,
             "culled_RS": self._culled_RS,
             **{f"slots.{name}": getattr(self.population.slots, name) for name in EMPTY_SLOT},
             **{f"reward.{name}": part_R for name, part_R in self.reward.items()},

@@ -16,6 +16,7 @@ import torch
 
 from esper.leyline.actions import Blueprint, Operator
 from esper.leyline.config import RunConfig
+from esper.leyline.panics import PANIC_TEXT, Panic
 from esper.leyline.stages import BLENDED_STAGES, OCCUPIED_STAGES, Stage, stage_table
 from esper.nissa.store import RunStore
 from esper.simic.contexts import Contexts
@@ -61,7 +62,13 @@ class SlotLine:
 
 @dataclass(frozen=True)
 class DecisionLine:
-    """The run after a decision: losses in nats, accuracy as a fraction, times in seconds."""
+    """The run after a decision: losses in nats, accuracy as a fraction, times in seconds.
+
+    Attributes
+    ----------
+    failure
+        Why the host was returned to its last good state after the decision, and how it goes on; None: it was not.
+    """
 
     decision: int
     updates: int
@@ -70,12 +77,23 @@ class DecisionLine:
     val_loss: float | None
     val_accuracy: float | None
     parameters: int
+    failure: str | None
     slots: tuple[SlotLine, ...]
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm on the test split."""
+    """One arm on the test split.
+
+    Attributes
+    ----------
+    skipped_updates
+        Updates that the host skipped, because its gradient was not finite.
+    restorations
+        How often the host went on from its last good state after it had failed.
+    given_up
+        Why it was given up after too many of them, its last good state being the result; None: it was not.
+    """
 
     arm: str
     test_accuracy: float
@@ -83,6 +101,9 @@ class ArmResult:
     parameters: int
     seconds: float
     decisions: int
+    skipped_updates: int
+    restorations: int
+    given_up: str | None
 
 
 class Arm:
@@ -102,7 +123,7 @@ class Arm:
         self._controller = own or config.controller
         ids = torch.zeros(1, dtype=torch.int64)
         contexts = Contexts.alone(config, ids.to(config.device), config.price)
-        self.episode = Episode(config, task, self._controller, ids, static=static, contexts=contexts)
+        self.episode = Episode(config, task, self._controller, ids, static=static, contexts=contexts, recovers=True)
         self.seconds = 0.0
         self._recorder: RoundRecorder | None = None
 
@@ -171,7 +192,18 @@ class Arm:
             self._record_coalitions(self._recorder)
             results = {"training_s": self.seconds, "test_loss_nats": loss, "test_accuracy": accuracy}
             self._recorder.end("finished", results)
-        return ArmResult(self.name, accuracy, _number(loss), self.parameters, self.seconds, self.episode.decision)
+        governor = self.episode.governor
+        return ArmResult(
+            arm=self.name,
+            test_accuracy=accuracy,
+            test_loss=_number(loss),
+            parameters=self.parameters,
+            seconds=self.seconds,
+            decisions=self.episode.decision,
+            skipped_updates=int(governor.skipped_R[ROW]),
+            restorations=int(governor.restored_R[ROW]),
+            given_up=PANIC_TEXT.get(Panic(int(governor.failure_R[ROW]))),
+        )
 
     def _record_coalitions(self, recorder: RoundRecorder) -> None:
         """What sets of the seeds are worth together: which of them need each other, which do the same."""
@@ -191,10 +223,21 @@ class Arm:
             val_loss=_number(float(step.val_loss_R[ROW])),
             val_accuracy=_number(float(step.val_accuracy_R[ROW])),
             parameters=self._host_parameters + int(step.slots["parameters"][ROW][blended_S].sum()),
+            failure=_failure(step),
             slots=tuple(
                 _slot_line(step, number, slot) for number, slot in enumerate(self.task.host.slot_config.slot_ids)
             ),
         )
+
+
+def _failure(step: Step) -> str | None:
+    """In words why the host failed in the decision, and how it goes on; None: it did not fail."""
+    panic = Panic(int(step.panic_R[ROW]))
+    if panic is Panic.NONE:
+        return None
+    share = float(step.rate_share_R[ROW])
+    goes_on = "given up" if step.over_R[ROW] else f"restored, its learning rate multiplied by {share:.3g}"
+    return f"{goes_on}: {PANIC_TEXT[panic]}"
 
 
 def _slot_line(step: Step, number: int, slot: str) -> SlotLine:

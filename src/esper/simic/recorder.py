@@ -15,6 +15,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from esper.kasmina.blueprints.registry import seed_cost
@@ -27,7 +28,16 @@ from esper.leyline.stages import BLENDED_STAGES, Stage, stage_table
 from esper.nissa.machine import hardware, software
 from esper.nissa.store import RunStore
 from esper.nissa.writer import Change, Rows
-from esper.simic.columns import PANICS, Columns, decision_columns, merge, or_null, slot_columns, transition_columns
+from esper.simic.columns import (
+    PANICS,
+    Columns,
+    decision_columns,
+    failure_columns,
+    merge,
+    or_null,
+    slot_columns,
+    transition_columns,
+)
 from esper.simic.episode import Episode
 from esper.simic.layers import LayerReport
 from esper.simic.ppo import HeadReport, UpdateReport
@@ -182,13 +192,18 @@ class RoundRecorder:
         ----------
         status, results
             Columns of `episode`, those of the end that the decisions do not tell. The status is that of the rows that
-            were not rolled back.
+            are not over since a failure.
         """
         ended = time.time()
-        panic_R = self._episode.governor.failure_R.cpu().numpy()
+        governor = self._episode.governor
+        told = torch.stack((governor.failure_R, governor.skipped_R, governor.restored_R))
+        panic_R, skipped_R, restored_R = told.cpu().numpy()
+        over = "given up" if governor.recovers else "rolled back"
         ends = {
-            "status": np.where(panic_R != int(Panic.NONE), "rolled back", status).astype(object),
+            "status": np.where(panic_R != int(Panic.NONE), over, status).astype(object),
             "status_reason": PANICS[panic_R],
+            "skipped_updates": skipped_R,
+            "restorations": restored_R,
         }
         columns = self._episodes | ends | self._growth() | dict(results)
         writes: list[Rows | Change] = [
@@ -234,7 +249,10 @@ class RoundRecorder:
         ]
         if first.decision == 0:
             writes += _gate_checks(self._episode.config.growth.gates)
-        tables = {"transition": transition_columns(transitions_of(merged), self._seed_parameters_SBO)}
+        tables = {
+            "transition": transition_columns(transitions_of(merged), self._seed_parameters_SBO),
+            "failure": failure_columns(merged),
+        }
         if self._full:
             tables |= {"decision": decision_columns(merged), "slot": slot_columns(merged)}
         for table, columns in tables.items():

@@ -39,10 +39,13 @@ class Step:
         Parts of each row's reward [R] by term; empty where nobody is paid.
     train_loss_R, val_loss_R, val_accuracy_R
         Mean training loss of the decision; loss and accuracy on reward-validation after it. For a row that failed in
-        this decision what was measured before it was rolled back; for one that failed earlier those of its last good
-        state.
+        this decision what was measured before it was rolled back; for one that is over those of its last good state.
     panic_R, culled_RS
         Why the governor rolled a row back after the decision (values of `Panic`), and the seeds that this cost.
+    over_R, rate_share_R
+        Whether the row is over since then or earlier; the share of its learning rate that it goes on with.
+    skipped_R
+        Updates of the decision that the host skipped, because its gradient was not finite.
     """
 
     decision: int
@@ -65,6 +68,9 @@ class Step:
     val_accuracy_R: np.ndarray
     panic_R: np.ndarray
     culled_RS: np.ndarray
+    over_R: np.ndarray
+    rate_share_R: np.ndarray
+    skipped_R: np.ndarray
 
 
 def step_of(cargo: Cargo, decision: int, structure: Structure) -> Step:

@@ -5,10 +5,13 @@ Shapes: R rows, B examples of a minibatch, K branches, N lanes of a bank or exam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from esper.kasmina.banks import Bank
 from esper.kasmina.optim import RowOptimizer
 from esper.kasmina.population import Population
 from esper.kasmina.rows.core import Statistics
@@ -42,8 +45,9 @@ def mean_loss(logits: Tensor, target: Tensor) -> Tensor:
 class Trainer:
     """Makes the updates of a population.
 
-    Losses are never scaled: weights, gradients and moments are float32 or float64. An autocast to bfloat16 around the
-    passes needs no scaler, because bfloat16 has the exponents of float32; float16 would, and is not offered.
+    Mixed precision: each update casts every table of parameters to bfloat16 once, and computes its passes in it;
+    norms, losses, gradients, moments, running statistics and the parameters themselves stay as they are, and so does
+    whatever is measured. Losses are never scaled: bfloat16 has the exponents of float32.
 
     Parameters
     ----------
@@ -59,6 +63,13 @@ class Trainer:
         Updates of the whole run: every learning-rate curve ends there.
     labels_RN
         Labels that each row learns instead of those of the data; None: the data's.
+    precision
+        Dtype of the passes; None: that of the parameters.
+
+    Attributes
+    ----------
+    skipped_R
+        Int64: updates of the last `run` that the host of each row skipped, because its gradient was not finite.
     """
 
     def __init__(
@@ -69,12 +80,15 @@ class Trainer:
         config: OptimizerConfig,
         total_updates: int,
         labels_RN: Tensor | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
         self.population, self.data, self.order, self.config = population, data, order, config
         self._labels_RN = labels_RN
+        self._precision = precision or population.dtype
         self.optimizer = RowOptimizer(config)
         self.total_updates = total_updates
         self.update = 0
+        self.skipped_R = torch.zeros(population.rows, dtype=torch.int64, device=population.device)
         self.rate_R = torch.full(
             (population.rows,), config.learning_rate, dtype=population.dtype, device=population.device
         )
@@ -82,22 +96,29 @@ class Trainer:
     def run(self, updates: int) -> Tensor:
         """Make `updates` updates, record each seed's gradient statistics, give each row's mean loss [R].
 
-        An update whose minibatch holds no label that counts has loss and gradient 0, and is not part of the mean.
+        An update whose minibatch holds no label that counts has loss and gradient 0, and is not part of the mean; nor
+        is one whose loss is not finite. The mean is NaN where no loss was finite.
         """
         population = self.population
+        steps = {bank: bank.steps.clone() for bank in population.banks}
         for bank in population.banks:
             bank.norm_sum.zero_()
         loss_sum_R = torch.zeros(population.rows, dtype=population.dtype, device=population.device)
-        learned_R = torch.zeros_like(loss_sum_R)
+        finite_R, learned_R = (torch.zeros_like(self.skipped_R) for _ in range(2))
         rates = self._rates()
         last = self.update + updates
         while self.update < last:
             for index_RB in self.order.indices(self.update, min(DRAWN_AHEAD, last - self.update)):
                 y_RB = self.data.y[index_RB] if self._labels_RN is None else self._labels_RN.gather(1, index_RB)
-                loss_sum_R += self._step(index_RB, y_RB, rates)
-                learned_R += counts(y_RB).any(1)
-        self._record_gradients(updates)
-        return loss_sum_R / learned_R.clamp(min=1)
+                loss_R = self._step(index_RB, y_RB, rates)
+                now_R = loss_R.isfinite()
+                loss_sum_R += loss_R.masked_fill(~now_R, 0.0)
+                finite_R += now_R
+                learned_R += now_R & counts(y_RB).any(1)
+        made = {bank: bank.steps - before for bank, before in steps.items()}
+        self.skipped_R = updates - made[population.hosts]
+        self._record_gradients(made)
+        return (loss_sum_R / learned_R.clamp(min=1)).masked_fill(finite_R == 0, NOT_MEASURED)
 
     def _rates(self) -> Rates:
         """Learning rates of what learns until the next decision; whatever learns for the first time is born now."""
@@ -110,35 +131,48 @@ class Trainer:
 
     def _step(self, index_RB: Tensor, y_RB: Tensor, rates: Rates) -> Tensor:
         population = self.population
-        x = gather(self.data.x, index_RB, population.lane_axis)
-        shadows = population.shadows
+        x = gather(self.data.x, index_RB, population.lane_axis).to(self._precision)
+        shadows, tables = population.shadows, population.tables(self._precision)
+        statistics = [(bank, [table.clone() for table in bank.buffers]) for bank in population.banks if bank.buffers]
         logits, streams = population.forward(
-            x, population.training_pass, statistics=Statistics.UPDATED, keep=shadows is not None
+            x, population.training_pass, statistics=Statistics.UPDATED, keep=shadows is not None, tables=tables
         )
         loss_R = mean_loss(logits, y_RB)
         # A sum over rows: no row's gradient depends on how many rows there are.
         total = loss_R.sum()
         if shadows is not None:
-            shadow_logits = population.branch(streams, shadows)
+            shadow_logits = population.branch(streams, shadows, tables=tables)
             total = total + mean_loss(shadow_logits, y_RB[shadows.row_K]).sum()
         banks, active = zip(*population.learning(), strict=True)
         grads = torch.autograd.grad(total, [bank.theta for bank in banks])
-        self.optimizer.step(banks, grads, rates.at(self.update).split([len(bank) for bank in banks]), active)
+        of_banks = rates.at(self.update).split([len(bank) for bank in banks])
+        skipped = self.optimizer.step(banks, grads, of_banks, active)
+        skipped_by = dict(zip(banks, skipped, strict=True))
+        for bank, before in statistics:
+            # A seed that is frozen has no gradient, and yet runs in the pass of its host.
+            of_host_N = skipped[0][bank.row_N]
+            bank.undo_statistics(before, of_host_N | skipped_by.get(bank, of_host_N))
         self.update += 1
         return loss_R.detach()
 
-    def _record_gradients(self, updates: int) -> None:
-        """Write mean gradient norms, and root mean squares relative to the host's, of the seeds that learned."""
+    def _record_gradients(self, made: Mapping[Bank, Tensor]) -> None:
+        """Write mean gradient norms, and root mean squares relative to the host's, of the seeds that learned.
+
+        Parameters
+        ----------
+        made
+            Updates that each lane made [N]; the others were skipped. Where it made none, nothing was measured.
+        """
         population, slots = self.population, self.population.slots
         slots.gradient_norm.fill_(NOT_MEASURED)
         slots.gradient_ratio.fill_(NOT_MEASURED)
         host = population.hosts
-        host_R = host.norm_sum / updates / host.layer.parameter_count**0.5
+        host_R = host.norm_sum / made[host] / host.layer.parameter_count**0.5
         site_of = {id(bank): site for (site, _), bank in population.seeds.items()}
         for bank, active_N in population.learning():
             if id(bank) not in site_of:
                 continue
-            norm_N = bank.norm_sum / updates
+            norm_N = bank.norm_sum / made[bank]
             if active_N is not None:
                 norm_N = norm_N.masked_fill(~active_N, NOT_MEASURED)
             at = (bank.row_N, torch.full_like(bank.row_N, site_of[id(bank)]))

@@ -1,7 +1,8 @@
 -- Is the record complete and plausible?
 -- `healthy`: 1 yes, 0 no, NULL nothing to judge by.
 WITH decisions AS (
-    SELECT count(*) AS recorded, count(val_loss_nats) AS measured, count(reward) AS rewarded FROM decision),
+    SELECT count(*) AS recorded, count(val_loss_nats) AS measured, count(reward) AS rewarded,
+        sum(skipped_updates) AS skipped FROM decision),
 made AS (SELECT sum(decisions * rows) AS decisions, sum(ended_unix_s IS NULL) AS unfinished FROM round),
 chain AS (
     SELECT before, lag(after) OVER (PARTITION BY row, slot ORDER BY decision, step) AS earlier
@@ -15,6 +16,8 @@ SELECT 'decisions recorded' AS what, recorded AS value, 'decisions' AS unit,
 UNION ALL SELECT 'decisions made', decisions, 'decisions', NULL FROM made
 UNION ALL SELECT 'decisions without a validation loss', recorded - measured, 'decisions',
     iif(recorded > 0, measured = recorded, NULL) FROM decisions
+UNION ALL SELECT 'updates skipped, their gradient not finite', skipped, 'updates', NULL FROM decisions
+UNION ALL SELECT 'failures of hosts', count(*), 'failures', NULL FROM failure
 UNION ALL SELECT 'decisions with a reward', rewarded, 'decisions', NULL FROM decisions
 UNION ALL SELECT 'transitions of the last round that do not follow on the one before', count(*), 'transitions', count(*) = 0
     FROM chain WHERE earlier IS NOT before AND earlier IS NOT NULL

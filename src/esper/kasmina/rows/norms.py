@@ -1,7 +1,8 @@
-"""Normalisation of many rows at once. Shapes as in `core`."""
+"""Normalisation of many rows at once, in float32 where the stream is bfloat16. Shapes as in `core`."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -29,17 +30,33 @@ class _RowNorm(RowLayer):
             constant("bias", (features,), 0.0),
         )
 
+    def forward(
+        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    ) -> Tensor:
+        weight, bias = (_wide(p) for p in params)
+        return self._normalised(_wide(x), weight, bias, buffers, statistics).to(x.dtype)
+
+    @abstractmethod
+    def _normalised(
+        self, x: Tensor, weight: Tensor, bias: Tensor, buffers: Sequence[Tensor], statistics: Statistics
+    ) -> Tensor:
+        """Compute all lanes, in the dtype of the buffers; `weight` and `bias` [L, features]."""
+
     def output_shape(self, shape: Shape) -> Shape:
         return shape
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype is torch.bfloat16 else x
 
 
 class RowLayerNorm(_RowNorm):
     """`torch.nn.LayerNorm` over the last axis of vectors [L, B, D] or tokens [L, B, T, D]."""
 
-    def forward(
-        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    def _normalised(
+        self, x: Tensor, weight: Tensor, bias: Tensor, buffers: Sequence[Tensor], statistics: Statistics
     ) -> Tensor:
-        weight, bias = (p.view(p.shape[0], *[1] * (x.dim() - 2), self.features) for p in params)
+        weight, bias = (p.view(p.shape[0], *[1] * (x.dim() - 2), self.features) for p in (weight, bias))
         return F.layer_norm(x, (self.features,)) * weight + bias
 
     def plain(self) -> Plain:
@@ -59,10 +76,9 @@ class RowGroupNorm(_RowNorm):
         super().__init__(features, zero=zero)
         self.groups, self.axes = groups, axes
 
-    def forward(
-        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    def _normalised(
+        self, x: Tensor, weight: Tensor, bias: Tensor, buffers: Sequence[Tensor], statistics: Statistics
     ) -> Tensor:
-        weight, bias = params
         if self.axes:
             # The groups of each row follow one another, so the norm of all rows is one group norm.
             # torch.nn.functional's would refuse a single value, which is its own mean.
@@ -91,10 +107,10 @@ class RowBatchNorm(_RowNorm):
             constant("running_var", (features,), 1.0),
         )
 
-    def forward(
-        self, x: Tensor, params: Sequence[Tensor], buffers: Sequence[Tensor], *, statistics: Statistics
+    def _normalised(
+        self, x: Tensor, weight: Tensor, bias: Tensor, buffers: Sequence[Tensor], statistics: Statistics
     ) -> Tensor:
-        weight, bias = (p.reshape(-1) for p in params)
+        weight, bias = weight.reshape(-1), bias.reshape(-1)
         own = statistics is Statistics.OWN
         # Views, not copies: in training the running statistics are updated in place.
         mean, var = (None, None) if own else (b.view(-1) for b in buffers)

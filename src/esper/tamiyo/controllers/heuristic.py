@@ -1,19 +1,21 @@
 """A careful gardener's rules: the opponent that a learned policy has to beat.
 
-Stabilise, germinate on a plateau, rotate blueprints with decaying penalties, advance by gates, cull the
-useless, commit on positive contribution.
+A seed is germinated where it is expected to gain more than its rent. Before anything was tried, that is a guess by its
+size; then also what its kind has brought in this run. It is kept if it measurably pays, and culled if it does not.
 
-Shape suffixes: R rows, S slots, B blueprints, C gate checks, W remembered losses.
+Shape suffixes: R rows, S slots, B blueprints, O operators, K kinds of seed (blueprint and operator), C gate checks.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from esper.leyline.actions import Blueprint, Op
+from esper.leyline.actions import Blueprint, Head, Op, Operator, SiteKind, Style
 from esper.leyline.checks import ALL_GATE_CHECKS, Check
 from esper.leyline.slots import NOT_MEASURED, legal_ops
-from esper.leyline.stages import OCCUPIED_STAGES, YOUNG_STAGES, Stage, stage_table
+from esper.leyline.stages import OCCUPIED_STAGES, Stage, stage_table
 from esper.leyline.view import PopulationView
 from esper.tamiyo.controllers.base import (
     RECIPE,
@@ -26,33 +28,81 @@ from esper.tamiyo.controllers.base import (
     time_to_commit,
 )
 
+STYLES = (Style.LINEAR_ADD, Style.LINEAR_MULTIPLY, Style.GATED_GATE)
+"""One style for each operator, in their order: what a seed brought is remembered by its operator."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What is expected of the seeds at a kind of site before any was tried.
+
+    A seed gains worth * cost / (cost + knee), with its cost ln(1 + own / host parameters): gains saturate with size.
+    """
+
+    worth: float
+    """Gain of a large seed in the first slot, as a share of the loss of guessing."""
+    knee: float
+    """Cost of a seed that gains half of that."""
+    deeper: float
+    """What the same seed gains one slot further on, as a share."""
+    multiplied: frozenset[Blueprint]
+    """Seeds that are multiplied with the stream; all others are added to it."""
+    promise: Mapping[Blueprint, float]
+    """Seeds that gain more or less than others of their size, as a share."""
+
+
+VECTORS = Guess(
+    worth=0.09,
+    knee=0.02,
+    deeper=0.7,
+    multiplied=frozenset({Blueprint.NORM, Blueprint.LORA_SMALL, Blueprint.LORA_LARGE, Blueprint.ATTENTION}),
+    promise={
+        Blueprint.LORA_SMALL: 0.75,
+        Blueprint.LORA_LARGE: 0.85,
+        Blueprint.BOTTLENECK: 0.65,
+        Blueprint.ATTENTION: 1.1,
+    },
+)
+"""Small seeds do nearly as much as large ones, and early slots most. What rescales the stream or maps it linearly is
+multiplied with it: added to a linear host it would compute nothing new."""
+CONVOLUTIONS = Guess(
+    worth=0.13,
+    knee=0.7,
+    deeper=1.3,
+    multiplied=frozenset(),
+    promise=dict.fromkeys(
+        (Blueprint.NORM, Blueprint.LORA_SMALL, Blueprint.LORA_LARGE, Blueprint.POINTWISE, Blueprint.ATTENTION), 0.25
+    ),
+)
+"""The larger a seed, and the later, the more it does; those that see one place at a time do little."""
+
 
 @dataclass(frozen=True)
 class HeuristicConfig:
-    """Every constant of the heuristic."""
+    """Every constant of the heuristic. Chosen on starts that are reserved for choosing: docs/decisions/0014."""
 
-    settle: int = 3
-    """Decisions of training before the first germination."""
-    window: int = 3
-    """Decisions over which an improvement of the reward-validation loss is judged."""
-    plateau: float = 0.2
-    """A relative improvement over the window below this is a plateau. Generous: growth should begin well
-    before the host has converged."""
-    patience: int = 6
-    """Decisions since the last germination (or the start) after which growth no longer asks for a plateau."""
+    vectors: Guess = VECTORS
+    convolutions: Guess = CONVOLUTIONS
+    """What to expect of seeds at first."""
+    unlike: float = 0.7
+    """Share of its gain that is expected of a seed with another operator than that of its kind."""
+    further: float = 0.6
+    """Share that is expected of a seed for each other one in the host: there is less left to gain."""
+    doubt: float = 2.0
+    """Seeds that the guess counts as much as, against what all seeds of the run have brought."""
+    doubt_of_kind: float = 1.0
+    """Seeds that this counts as much as, against what those of the same blueprint and operator have brought."""
+    errors: float = 2.0
+    """Standard errors by which a contribution must be above its rent to be kept, and below it to be culled, at once.
+    What is less clear is judged later: a contribution says more the later it is measured."""
     max_training: int = 8
     """A seed that has not passed G2 after more than this many decisions in TRAINING is culled."""
-    max_probation: int = 8
-    """The same without a positive contribution in PROBATIONARY."""
-    penalty: float = 1.0
-    """Added to the penalty of a blueprint whose seed was culled."""
-    decay: float = 0.9
-    """What a penalty is multiplied by at each decision."""
-    forgotten: float = 0.25
-    """A penalty below this counts as none: otherwise even the smallest remainder would decide for ever. With
-    the other two defaults one cull is forgotten after 14 decisions."""
+    max_probation: int = 14
+    """Decisions in PROBATIONARY after which it is decided by the contribution alone, whatever its standard error."""
+    recovery: int = 2
+    """Decisions before the horizon at which a seed that cannot be kept is culled: its host trains on without it."""
     recipe: Recipe = RECIPE
-    """How to germinate."""
+    """How to germinate, apart from blueprint and style."""
 
 
 CONFIG = HeuristicConfig()
@@ -71,7 +121,7 @@ class HeuristicController(PlainController):
         Where the views live.
     """
 
-    _memory = ("_loss_RW", "_penalty_RB", "_seeds_made_R", "_germinated_R", "_stage_RS", "_blueprint_RS")
+    _memory = ("_brought_RK", "_expected_RK", "_stage_RS", "_kind_RS", "_contribution_RS")
 
     _view: PopulationView
 
@@ -86,69 +136,121 @@ class HeuristicController(PlainController):
         self._config = config
         self._gardener = Gardener(config.recipe, device)
         self._occupied = stage_table(OCCUPIED_STAGES).to(device)
-        self._young = stage_table(YOUNG_STAGES).to(device)
-        self._loss_RW = torch.full((rows, config.window + 1), NOT_MEASURED, device=device)
-        self._penalty_RB = torch.zeros(rows, len(Blueprint), device=device)
-        self._seeds_made_R = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._germinated_R = torch.zeros(rows, dtype=torch.int64, device=device)
-        """Decision of the last germination, 0 before the first."""
+        self._on_trial = stage_table(OCCUPIED_STAGES - {Stage.FOSSILIZED}).to(device)
+        self._style_O = torch.tensor([int(style) for style in STYLES], device=device)
+        self._every_S = torch.arange(slots, device=device)
+        self._guess_SK = torch.empty(0)
+        """See `first_guess`; made from the first view."""
+        self._brought_RK = torch.zeros(rows, len(Blueprint) * len(Operator), device=device)
+        """Nats that the seeds of each kind have brought whose trial is over, and that had been expected of them."""
+        self._expected_RK = torch.zeros_like(self._brought_RK)
         self._stage_RS = torch.full((rows, slots), int(Stage.DORMANT), device=device)
-        self._blueprint_RS = torch.full((rows, slots), int(Blueprint.NOOP), device=device)
+        self._kind_RS = torch.zeros(rows, slots, dtype=torch.int64, device=device)
+        self._contribution_RS = torch.full((rows, slots), NOT_MEASURED, device=device)
 
     def observe(self, view: PopulationView) -> None:
-        """Remember the loss, the last germination, and which blueprints were lost."""
-        slots, config = view.slots, self._config
+        """See whose trial is over, and remember what it brought."""
+        slots = view.slots
         self._view = view
-        self._loss_RW = torch.cat((self._loss_RW[:, 1:], view.val_loss_R[:, None].float()), dim=1)
-        grew_R = slots.seeds_made > self._seeds_made_R
-        self._germinated_R = torch.where(grew_R, view.decision - 1, self._germinated_R)
-        # A seed is known to be lost by its stage, whoever culled it; its blueprint is known from before.
-        lost_RS = self._occupied[self._stage_RS] & ~self._occupied[slots.stage]
-        self._penalty_RB = (self._penalty_RB * config.decay).scatter_add(
-            1, self._blueprint_RS, lost_RS.float() * config.penalty
-        )
+        if not self._guess_SK.numel():
+            self._guess_SK = first_guess(view, self._config)
+        over_RS = self._on_trial[self._stage_RS] & ~self._on_trial[slots.stage]
+        # A seed that was lost before it was measured has brought nothing.
+        brought_RS = self._contribution_RS.nan_to_num(nan=0.0).clamp(0.0, math.log(view.classes))
+        expected_RS = self._guess_SK[self._every_S, self._kind_RS]
+        self._brought_RK = self._brought_RK.scatter_add(1, self._kind_RS, torch.where(over_RS, brought_RS, 0.0))
+        self._expected_RK = self._expected_RK.scatter_add(1, self._kind_RS, torch.where(over_RS, expected_RS, 0.0))
         # The engine may write to the slots in place.
-        self._seeds_made_R = slots.seeds_made.clone()
-        self._stage_RS, self._blueprint_RS = slots.stage.clone(), slots.blueprint.clone()
+        self._stage_RS, self._contribution_RS = slots.stage.clone(), slots.contribution.clone()
+        self._kind_RS = slots.blueprint * len(Operator) + slots.operator
 
     def act(self) -> torch.Tensor:
         """Follow the first rule that applies in each row."""
         view, slots = self._view, self._view.slots
         advance_RS, fossilize_RS = passing(view)
-        free_RS = legal_ops(slots, view.fits_SB)[:, int(Op.GERMINATE)] & self._time_to_grow()[:, None]
-        useless_RS = self._useless() & ~advance_RS & ~fossilize_RS
-        # The most harmful first; a seed that was not measured stands at 0.
-        harm_RS = -slots.contribution.nan_to_num(nan=0.0)
+        surplus_RS = slots.contribution - self._rent()
+        clear_RS = (surplus_RS.abs() > self._config.errors * slots.contribution_se) | self._time_is_up()
+        # A comparison with NaN is false: what was not measured is neither kept nor culled by it.
+        keep_RS = fossilize_RS & clear_RS & (surplus_RS > 0)
+        cull_RS = self._useless(clear_RS & (surplus_RS <= 0)) & ~keep_RS
+        gain_RS, kind_RS = self._best_seeds()
+        free_RS = legal_ops(slots, view.fits_SB)[:, int(Op.GERMINATE)] & (gain_RS > 0)
+        free_RS &= time_to_commit(view, self._config.recipe.tempo)
         op_R, slot_R = first_wish(
             (
-                (Op.FOSSILIZE, scored(fossilize_RS, slots.contribution)),
-                (Op.CULL, scored(useless_RS, harm_RS)),
+                (Op.FOSSILIZE, scored(keep_RS, surplus_RS)),
+                # The most harmful first; a seed that was not measured stands at 0.
+                (Op.CULL, scored(cull_RS, -surplus_RS.nan_to_num(nan=0.0))),
                 (Op.ADVANCE, scored(advance_RS, slots.stage)),
-                (Op.GERMINATE, scored(free_RS, torch.zeros_like(harm_RS))),
+                (Op.GERMINATE, scored(free_RS, gain_RS)),
             )
         )
-        remembered_RB = torch.where(self._penalty_RB < self._config.forgotten, 0.0, self._penalty_RB)
-        blueprint_R = self._gardener.blueprint(view.fits_SB[slot_R], slots.seeds_made, remembered_RB)
-        return self._gardener.actions(op_R, slot_R, blueprint_R)
+        kind_R = kind_RS.gather(1, slot_R[:, None])[:, 0]
+        action_RH = self._gardener.actions(op_R, slot_R, kind_R // len(Operator))
+        style_R = self._style_O[kind_R % len(Operator)]
+        action_RH[:, Head.STYLE] = torch.where(op_R == int(Op.GERMINATE), style_R, action_RH[:, Head.STYLE])
+        return action_RH
 
-    def _useless(self) -> torch.Tensor:
-        """Bool [R, S]: a seed that had its time and showed nothing; never one that contributes."""
+    def _rent(self) -> torch.Tensor:
+        """What each seed costs its row [R, S] (nats): what would be saved without it, were all others kept."""
+        view, own_RS = self._view, self._view.slots.parameters
+        grown_R1 = view.host_parameters + own_RS.sum(1, keepdim=True)
+        return view.price_R[:, None] * (grown_R1 / (grown_R1 - own_RS)).log()
+
+    def _time_is_up(self) -> torch.Tensor:
+        """Bool [R, S]: probation has lasted long enough to be decided by what is known."""
+        view, config = self._view, self._config
+        # One decision a row: each seed may have to be decided on.
+        late = view.horizon - view.decision <= config.recovery + view.slots.slots
+        return (view.slots.stage_age > config.max_probation) | late
+
+    def _useless(self, does_not_pay_RS: torch.Tensor) -> torch.Tensor:
+        """Bool [R, S]: a seed that does not pay, learned nothing in its time, or cannot be kept any more."""
         slots, gates, config = self._view.slots, self._view.gates, self._config
-        old_enough_RS = gates.passed_CRS[ALL_GATE_CHECKS.index(Check.PROBATION_DECISIONS)]
-        too_little_RS = slots.contribution <= gates.limit_CRS[ALL_GATE_CHECKS.index(Check.CONTRIBUTION)]
         idle_RS = (slots.stage == int(Stage.TRAINING)) & (slots.stage_age > config.max_training)
-        failed_RS = (old_enough_RS & too_little_RS) | (slots.stage_age > config.max_probation)
-        # `~(x > 0)` and not `x <= 0`: a contribution that could not be measured does not protect a seed.
-        on_probation_RS = (slots.stage == int(Stage.PROBATIONARY)) & ~(slots.contribution > 0)
-        return idle_RS | (on_probation_RS & failed_RS)
+        old_enough_RS = gates.passed_CRS[ALL_GATE_CHECKS.index(Check.PROBATION_DECISIONS)]
+        failed_RS = (slots.stage == int(Stage.PROBATIONARY)) & old_enough_RS & does_not_pay_RS
+        blended_RS = (slots.stage == int(Stage.BLENDING)) | (slots.stage == int(Stage.PROBATIONARY))
+        lost_RS = blended_RS & (self._view.horizon - self._view.decision <= config.recovery)
+        return idle_RS | failed_RS | lost_RS
 
-    def _time_to_grow(self) -> torch.Tensor:
-        """Bool [R]: settled, on a plateau or waiting for long, nothing in the incubator, time left."""
-        view, config, stage_RS = self._view, self._config, self._view.slots.stage
-        before_R, now_R = self._loss_RW[:, 0], self._loss_RW[:, -1]
-        # False while anything is not measured: comparisons with NaN are.
-        plateau_R = (before_R - now_R) / before_R.abs() < config.plateau
-        overdue_R = view.decision - self._germinated_R >= config.patience
-        incubating_RS = self._young[stage_RS]
-        in_time = time_to_commit(view, config.recipe.tempo) & (view.decision >= config.settle)
-        return (plateau_R | overdue_R) & now_R.isfinite() & ~incubating_RS.any(1) & in_time
+    def _best_seeds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the expected gain less rent [R, S] (nats) of the best seed for each slot, and its kind [R, S]."""
+        view, config = self._view, self._config
+        others_R = self._occupied[view.slots.stage].sum(1)
+        # A seed has what is left of the run to learn in.
+        share_R = config.further**others_R * (1 - view.decision / view.horizon)
+        gain_RSK = (share_R[:, None] * self._luck())[:, None] * self._guess_SK
+        grown_R = view.host_parameters + view.slots.parameters.sum(1)
+        cost_RSK = (view.seed_parameters_SBO.flatten(1) / grown_R[:, None, None]).log1p()
+        net_RSK = gain_RSK - view.price_R[:, None, None] * cost_RSK
+        fits_SK = view.fits_SB.repeat_interleave(len(Operator), 1)
+        net_RS, kind_RS = net_RSK.masked_fill(~fits_SK, -torch.inf).max(2)
+        return net_RS, kind_RS
+
+    def _luck(self) -> torch.Tensor:
+        """What the seeds of each kind are expected to gain, as a share of the guess [R, K]."""
+        config, seed = self._config, self._guess_SK.max()
+        doubt, own = config.doubt * seed, config.doubt_of_kind * seed
+        all_R1 = (doubt + self._brought_RK.sum(1, keepdim=True)) / (doubt + self._expected_RK.sum(1, keepdim=True))
+        return (own * all_R1 + self._brought_RK) / (own + self._expected_RK)
+
+
+def first_guess(view: PopulationView, config: HeuristicConfig) -> torch.Tensor:
+    """What a seed of each kind is expected to gain in each slot [S, K] before anything was tried (nats)."""
+    device = view.slots.device
+    guesses = [config.vectors if s.kind is SiteKind.VECTOR else config.convolutions for s in view.slot_config.sites]
+    worth_S, knee_S, deeper_S = (
+        torch.tensor([getattr(guess, name) for guess in guesses], device=device) for name in ("worth", "knee", "deeper")
+    )
+    like_SBO = torch.tensor([[[_likeness(g, b, o, config) for o in Operator] for b in Blueprint] for g in guesses])
+    cost_SBO = (view.seed_parameters_SBO / view.host_parameters).log1p()
+    gain_S = worth_S * math.log(view.classes) * deeper_S ** torch.arange(len(guesses), device=device)
+    guess_SBO = gain_S[:, None, None] * cost_SBO / (cost_SBO + knee_S[:, None, None]) * like_SBO.to(device)
+    return guess_SBO.flatten(1)
+
+
+def _likeness(guess: Guess, blueprint: Blueprint, operator: Operator, config: HeuristicConfig) -> float:
+    """Share of what a seed of its size is expected to gain."""
+    own = Operator.MULTIPLY if blueprint in guess.multiplied else Operator.ADD
+    return guess.promise.get(blueprint, 1.0) * (1.0 if operator is own else config.unlike)
