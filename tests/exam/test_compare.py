@@ -8,6 +8,7 @@ from esper.exam.compare import (
     BY_CONTEXT,
     BY_PRICE,
     CONTROLS,
+    HEDGE,
     HEURISTIC,
     NEVER,
     RANDOM_PLAN,
@@ -59,7 +60,7 @@ def test_every_arm_plays_every_context(played):
     scores, episodes, players = played
     ways = [f"policy {n}, {way}" for n in (0, 1) for way in ("greedy", "drawing")]
     replays = [f"{REPLAY} {n}{prices}" for n in (0, 1) for prices in ("", ", each price")]
-    expected = [*CONTROLS, RANDOM_PLAN, SINGLE, BY_PRICE, BY_CONTEXT, *replays, *ways]
+    expected = [*CONTROLS, RANDOM_PLAN, HEDGE, SINGLE, BY_PRICE, BY_CONTEXT, *replays, *ways]
     assert list(scores) == expected == [arm.name for arm in players]
     for name, score in scores.items():
         for values in vars(score).values():
@@ -98,7 +99,7 @@ def test_who_does_not_see_the_price_pays_it_all_the_same(played):
         assert episodes[name][0].population.rows == STARTS * 4
         np.testing.assert_array_equal(score.gain[..., 0], score.gain[..., 1])
         assert (score.net[..., 1] < score.net[..., 0])[score.added[..., 0] > 0].all()
-    for name in (HEURISTIC, BY_PRICE):
+    for name in (HEURISTIC, HEDGE, BY_PRICE):
         assert episodes[name][0].population.rows == STARTS * 4 * len(PRICES)
     prices_R = episodes["policy 0, drawing"][0].contexts.price_R
     assert torch.equal(prices_R.view(SHAPE[1:])[0, 0], torch.tensor(PRICES))

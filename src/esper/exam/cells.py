@@ -24,6 +24,7 @@ from esper.leyline.config import HeadroomConfig
 from esper.leyline.errors import EsperError
 from esper.leyline.files import digest, write_atomic
 from esper.leyline.sealed import Sealed
+from esper.simic.contexts import conditions
 from esper.simic.episode import Episode
 from esper.simic.recorder import RoundRecorder
 from esper.simic.run_folder import CELLS
@@ -140,7 +141,7 @@ class Cells:
         ended = play(
             config,
             task,
-            chosen_contexts(config.contexts, start_R, condition_R),
+            chosen_contexts(conditions(config.contexts), start_R, condition_R),
             lambda episode: PlanController(self._table_NKF[plan_R], episode.population.slots.slots),
             lambda data: data.selection,
             recorder=recorder and (lambda episode: recorder(episode, number)),

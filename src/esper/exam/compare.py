@@ -17,6 +17,7 @@ import torch
 
 from esper.exam.grid import Played, play
 from esper.exam.headroom import Headroom, Way
+from esper.exam.hedge import hedging
 from esper.exam.plans import Family, Plan, plan_table
 from esper.exam.replay import Modal
 from esper.exam.statistics import Difference
@@ -37,7 +38,7 @@ SINGLE, BY_PRICE, BY_CONTEXT = "best plan", "best plan for each price", "best pl
 """Plans that know nothing, what the policy is told, and what it has to find out."""
 HEURISTIC = "heuristic"
 CONTROLS = (NEVER, "random", "periodic", HEURISTIC)
-RANDOM_PLAN, REPLAY = "random plan", "replay of policy"
+RANDOM_PLAN, HEDGE, REPLAY = "random plan", "classify, then hedge", "replay of policy"
 POLICY, WAYS = "policy", ("greedy", "drawing")
 
 
@@ -86,7 +87,7 @@ class Score:
 def arms(
     headroom: Headroom, policies: Sequence[FactoredRecurrentActorCritic], replays: Sequence[Modal]
 ) -> tuple[Arm, ...]:
-    """Controls, plans drawn and chosen, what policies do as a plan, and each policy, greedy and drawing.
+    """Controls, drawn and chosen plans, a rule made of them, what policies do as a plan, and policies in both ways.
 
     Parameters
     ----------
@@ -98,6 +99,7 @@ def arms(
     return (
         *(Arm(name, _control(name), sees_price=name == HEURISTIC) for name in CONTROLS),
         Arm(RANDOM_PLAN, _random_plan),
+        Arm(HEDGE, hedging(headroom), sees_price=True),
         *best_plans(headroom),
         *(arm for number, modal in enumerate(replays) for arm in _replayed(f"{REPLAY} {number}", modal, headroom)),
         *(

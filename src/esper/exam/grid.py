@@ -5,7 +5,7 @@ Shapes: R rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esper.leyline.config import ContextConfig, PopulationConfig
+from esper.leyline.config import PopulationConfig
 from esper.leyline.view import Controller
-from esper.simic.contexts import Contexts, conditions
+from esper.simic.contexts import Contexts
 from esper.simic.episode import Episode
 from esper.simic.objective import visible
 from esper.simic.step import Step
@@ -24,16 +24,18 @@ from esper.tolaria.evaluation import evaluate
 from esper.tolaria.tasks import Task
 
 
-def chosen_contexts(config: ContextConfig, start_R: Tensor, condition_R: Tensor) -> Contexts:
+def chosen_contexts(conditions: Sequence[tuple[float, float]], start_R: Tensor, condition_R: Tensor) -> Contexts:
     """Contexts of rows that are named one by one, at price 0; no row has a twin, and every row may grow.
 
     Parameters
     ----------
+    conditions
+        Learning rate and label noise of each condition.
     start_R, condition_R
         Int64: the start of each row, and the number of its condition.
     """
     every_R = torch.arange(len(start_R), device=start_R.device)
-    rate_R, noise_R = torch.tensor(conditions(config), device=start_R.device)[condition_R].unbind(1)
+    rate_R, noise_R = torch.tensor(conditions, device=start_R.device)[condition_R].unbind(1)
     grows_R = torch.ones_like(every_R, dtype=torch.bool)
     return Contexts(start_R, every_R, every_R, grows_R, torch.zeros_like(rate_R), rate_R, noise_R)
 

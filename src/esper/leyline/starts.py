@@ -17,7 +17,9 @@ SELECTION = range(TRAINING.stop, TRAINING.stop + 2**29)
 """On which the best policy of a training is selected."""
 CHOICE = range(SELECTION.stop, SELECTION.stop + 2**27)
 """On which fixed plans are chosen."""
-REPLAY = range(CHOICE.stop, CHOICE.stop + 2**27)
+FITTING = range(CHOICE.stop, CHOICE.stop + 2**26)
+"""On which hosts that grow nothing are watched, to tell conditions by their losses."""
+REPLAY = range(FITTING.stop, FITTING.stop + 2**26)
 """On which a policy is watched, to find out what it does most often."""
 SCORE = range(REPLAY.stop, REPLAY.stop + 2**28)
 """On which plans that were chosen are scored."""
