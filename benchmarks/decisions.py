@@ -91,7 +91,8 @@ def copies(rows: int, policy: FactoredRecurrentActorCritic) -> float:
     try:
         for name in READS:
             setattr(torch.Tensor, name, counted(name))
-        while not episode.done:
+        # The last decision has a second one, for the harvest.
+        while episode.decision < episode.config.training.horizon - 1:
             episode.advance(record=True)
     finally:
         for name, original in originals.items():

@@ -37,7 +37,7 @@ def main() -> None:
         rows.append(
             {
                 "task": name,
-                "committed or blended seeds": int(blended.sum()),
+                "committed seeds": int(blended.sum()),
                 "loss before (nats)": round(before.mean().item(), 3),
                 "mean jump (nats)": round(jump.mean().item(), 3),
                 "smallest": round(jump.min().item(), 3),

@@ -106,11 +106,9 @@ def test_who_does_not_see_the_price_pays_it_all_the_same(played):
 
 
 def living(episode):
-    """Slot, blueprint and operator of the seeds that live at the end of each row."""
-    slots = episode.population.slots
-    return [
-        {(s, b) for s, b in enumerate(blueprints) if b != Blueprint.NOOP} for blueprints in slots.blueprint.tolist()
-    ]
+    """Slot and blueprint of the seeds that live in the last decision of each row, before the harvest."""
+    grown = episode.step().acted.blueprint.tolist()
+    return [{(s, b) for s, b in enumerate(blueprints) if b != Blueprint.NOOP} for blueprints in grown]
 
 
 def may_live(plan):

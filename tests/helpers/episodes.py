@@ -59,8 +59,10 @@ class Recording:
 
     @property
     def stages(self) -> np.ndarray:
-        """Int64 [decisions + 1, rows, slots]: stages before the first decision and after each."""
-        return np.stack([self.steps[0].structure.stage] + [step.slots["stage"] for step in self.steps])
+        """Int64 [decisions + 1, rows, slots]: stages before the first decision and after each, before the harvest."""
+        *steps, last = self.steps
+        after = [step.slots["stage"] for step in steps]
+        return np.stack([self.steps[0].structure.stage, *after, last.acted.stage])
 
     def slot_histories(self):
         """Give the runs [(stage, decisions), ...] of each slot."""

@@ -210,7 +210,10 @@ def test_seed(store):
         life = told[s["round"], s["row"], s["seed"]]
         done = [t for t in life if t["allowed"]]
         ends = {t["after"]: t for t in done}
-        assert s["fate"] == {"FOSSILIZED": "committed", "CULLED": "culled"}.get(done[-1]["after"], "alive")
+        at_end = done[-1]["actor"] == "end of episode"
+        fates = {"FOSSILIZED": "committed", "CULLED": "not committed" if at_end else "culled"}
+        assert s["fate"] == fates.get(done[-1]["after"], "alive")
+        assert s["culled_by"] == (done[-1]["actor"] if "CULLED" in ends else None)
         assert s["germinated_decision"] == life[0]["decision"]
         blended = [t for t in done if (t["before"], t["after"]) == ("TRAINING", "BLENDING")]
         assert [s["blended_decision"]] == ([t["decision"] for t in blended] or [None])
@@ -225,7 +228,7 @@ def test_seed(store):
         assert {t["blueprint"] for t in life} == {s["blueprint"]}
         assert (s["slot"], s["operator"]) == (life[0]["slot"], life[0]["operator"])
         assert (s["parameters"], s["refusals"]) == (life[0]["parameters"], len(life) - len(done))
-        at = s["culled_decision"] if s["fate"] == "culled" else rounds[s["round"]]["decisions"]
+        at = s["culled_decision"] if "CULLED" in ends else rounds[s["round"]]["decisions"]
         seen = kept.get((s["round"], s["row"], s["seed"], at - 1), {"contribution_nats": None})
         assert s["contribution_nats"] == seen["contribution_nats"]
         assert s["arm"] == rounds[s["round"]]["arm"]
@@ -235,7 +238,11 @@ def test_seed(store):
 
 
 def test_runs_here_hold_every_fate(heuristic, walk):
-    assert {s["fate"] for s in ask(walk, "seed")} == {"committed", "culled", "alive"}
+    assert {s["fate"] for store in (heuristic, walk) for s in ask(store, "seed")} == {
+        "committed",
+        "culled",
+        "not committed",
+    }
     committed = [s for s in ask(heuristic, "seed") if s["fate"] == "committed"]
     assert len(committed) > 1
     assert all(s["contribution_nats"] is not None and s["judged_nats"] is not None for s in committed)
@@ -252,7 +259,9 @@ def test_blueprint(store):
         row, fates = rows[key], Counter(s["fate"] for s in seeds)
         assert row["germinated"] == len(seeds)
         assert row["blended"] == sum(s["blended_decision"] is not None for s in seeds)
-        assert (row["committed"], row["culled"]) == (fates["committed"], fates["culled"])
+        assert [row["committed"], row["culled"], row["not_committed"]] == [
+            fates[fate] for fate in ("committed", "culled", "not committed")
+        ]
         assert row["committed_share"] == pytest.approx(fates["committed"] / len(seeds))
         assert row["incubator_gain_nats"] == mean([s["incubator_gain_nats"] for s in seeds])
         judged = [s["judged_nats"] for s in seeds if s["fate"] == "committed"]
@@ -347,8 +356,8 @@ def test_speed(store):
         assert set(told) == set(mine)
         horizon = column(store, "SELECT horizon_decisions FROM round LIMIT 1")[0]
         for phase, row in own.items():
-            assert row["decisions"] == told[phase]["n"] == horizon
-            assert row["decision_s"] == pytest.approx(told[phase]["s"] / horizon)
+            assert row["decisions"] == told[phase]["n"] == (1 if phase == "harvest" else horizon)
+            assert row["decision_s"] == pytest.approx(told[phase]["s"] / row["decisions"])
 
 
 def flat(value, name=""):

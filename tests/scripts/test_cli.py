@@ -86,7 +86,8 @@ def test_a_whole_run_on_a_pipe(home):
     assert {event["round"] for event in events} == {0}
     for line, event in zip(told, events, strict=True):
         assert line.split()[:2] == [str(event["decision"] + 1), f"r0c{event['slot']}"]
-        assert ("[" in line) == bool(event["gate"] or event["refused_by"])
+        explained = event["gate"] or event["refused_by"] or event["actor"] == "end of episode"
+        assert ("[" in line) == bool(explained)
         assert ("refused in" in line) == (not event["allowed"])
         assert event["after"] in line
     assert any("refused" in line for line in told)

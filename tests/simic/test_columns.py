@@ -22,10 +22,10 @@ from esper.leyline.actions import (
 from esper.leyline.checks import ALL_GATE_CHECKS, CHECK_TEXT, GATE_CHECKS, GATE_OF_STAGE, Check
 from esper.leyline.config import GateConfig, GrowthConfig
 from esper.leyline.slots import EMPTY_SLOT, SlotTensors, legal_ops
-from esper.leyline.stages import ADVANCE_TARGET, OCCUPIED_STAGES, Stage
+from esper.leyline.stages import ADVANCE_TARGET, CULLABLE_STAGES, OCCUPIED_STAGES, Stage
 from esper.nissa.schema import QUANTITIES
 from esper.simic.columns import decision_columns
-from esper.simic.story import events_of
+from esper.simic.story import END, HARVEST, HARVESTED, events_of
 from helpers.episodes import Script, record, run_config, task_of
 from helpers.growing import act
 from helpers.recorded import ROUND, Wild, record_walk, save_new_policy, walk_config
@@ -228,12 +228,12 @@ GATE_IN_FRONT_OF = {stage: GATE_OF_STAGE[after] for stage, after in ADVANCE_TARG
 
 
 def seed_of(step, row, slot, sites):
-    """The seed of a slot before the decision or, if there was none, after it."""
+    """The seed of a slot before the decision or, if there was none, after the action."""
     nothing = dict.fromkeys(("seed", "blueprint", "operator", "parameters"))
     if not 0 <= slot < len(sites):
         return nothing
     before = {name: getattr(step.structure, name)[row, slot] for name in ("seed_id", "blueprint", "operator")}
-    seed = before if before["seed_id"] >= 0 else {name: step.slots[name][row, slot] for name in before}
+    seed = before if before["seed_id"] >= 0 else {name: getattr(step.acted, name)[row, slot] for name in before}
     if seed["seed_id"] < 0:
         return nothing
     blueprint, operator = Blueprint(seed["blueprint"]), Operator(seed["operator"])
@@ -267,10 +267,10 @@ def action_row(step, row, slot, op, before, after):
     }
 
 
-def clock_row(before, after, reason):
+def unasked_row(actor, op, before, after, reason):
     nothing = dict.fromkeys((*QUANTITIES.values(), "gate", "refused_by", "failed_checks"))
     return nothing | {
-        **{"actor": "clock", "op": "clock", "before": before.name, "after": after.name},
+        **{"actor": actor, "op": op, "before": before.name, "after": after.name},
         **{"allowed": 1, "reason": reason},
     }
 
@@ -287,12 +287,18 @@ def transition_rows(step, row, sites):
             now[slot] = after
     count = 0
     for slot, stage in enumerate(now):
-        while stage is not Stage(step.slots["stage"][row, slot]):
+        while stage is not Stage(step.acted.stage[row, slot]):
             count += 1
             after, reason = CLOCK[stage]
             at = place(step, row) | {"step": count, "slot": slot}
-            yield at | seed_of(step, row, slot, sites) | clock_row(stage, after, reason)
+            yield at | seed_of(step, row, slot, sites) | unasked_row("clock", "clock", stage, after, reason)
             stage = after
+    for slot in np.flatnonzero(step.harvested_RS[row]).tolist():
+        count += 1
+        stage = Stage(step.acted.stage[row, slot])
+        assert stage in CULLABLE_STAGES
+        at = place(step, row) | {"step": count, "slot": slot}
+        yield at | seed_of(step, row, slot, sites) | unasked_row(END, HARVEST, stage, Stage.CULLED, HARVESTED)
 
 
 @each
@@ -310,7 +316,7 @@ def test_the_walks_have_everything_in_them(walks, name):
     refused = {row["refused_by"] for row in kept}
     if name == "random mlp":
         assert {row["gate"] for row in kept} == {None, "G1", "G2", "G3", "G5"}
-        assert {row["op"] for row in kept} == {op.name.lower() for op in Op if op is not Op.WAIT} | {"clock"}
+        assert {row["op"] for row in kept} == {op.name.lower() for op in Op if op is not Op.WAIT} | {"clock", HARVEST}
         assert "it faded out" in {row["reason"] for row in kept}
         assert refused >= {"INCUBATOR_GAIN", "ALPHA_AT_TARGET"}
         assert {row["operator"] for row in kept} >= {"add", "multiply", "gate"}

@@ -361,7 +361,7 @@ def test_a_step_is_the_decision_before():
 
 @pytest.mark.parametrize("preset", ["paired", "simplified", "drip"])
 @pytest.mark.parametrize("recorded", [False, True])
-def test_one_transfer_for_each_decision(monkeypatch, recorded, preset):
+def test_one_transfer_for_each_decision_and_one_for_the_harvest(monkeypatch, recorded, preset):
     env = environment(preset, contexts=MIXED, record=recorded, horizon=12)
     situation = env.reset(0)
     generator = torch.Generator().manual_seed(0)
@@ -373,7 +373,7 @@ def test_one_transfer_for_each_decision(monkeypatch, recorded, preset):
             if not payment.done:
                 situation = env.situation()
             # What a flag says is read from what has arrived.
-            assert [name for name in reads if name not in ("numpy", "__int__")] == ["cpu"]
+            assert [name for name in reads if name not in ("numpy", "__int__")] == ["cpu"] * (1 + payment.done)
         if payment.done:
             break
 

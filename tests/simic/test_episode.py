@@ -38,7 +38,7 @@ from helpers.growing import QUICK
 
 tasks = pytest.mark.parametrize("task", TASK_NAMES)
 OCCUPIED, BLENDED = (stage_table(stages).numpy() for stages in (OCCUPIED_STAGES, BLENDED_STAGES))
-ARRAYS = [f.name for f in fields(Step) if f.name not in ("decision", "structure", "slots", "reward")]
+ARRAYS = [f.name for f in fields(Step) if f.name not in ("decision", "structure", "acted", "slots", "reward")]
 
 
 def short_episode(task, controller, rows=2, *, dtype=torch.float32, **more):
@@ -49,6 +49,7 @@ def short_episode(task, controller, rows=2, *, dtype=torch.float32, **more):
 def arrays(step):
     """Every array of a step by name, those of the slots included."""
     structure = {f"{name} before": array for name, array in vars(step.structure).items()}
+    structure |= {f"{name} acted": array for name, array in vars(step.acted).items()}
     return {name: getattr(step, name) for name in ARRAYS} | structure | step.slots
 
 

@@ -118,8 +118,11 @@ SCRIPT = {
 
 
 def test_the_lines_tell_what_the_slots_hold():
-    lines, events = go(make(script=SCRIPT, horizon=8))
-    assert [event.what for event in events] == ["germinate", "advance", "advance", "germinate", "advance"]
+    lines, events = go(make(script=SCRIPT, horizon=9))
+    told = ["germinate", "advance", "advance", "germinate", "advance", "harvest", "harvest"]
+    assert [event.what for event in events] == told
+    assert {slot.stage for slot in lines[-1].slots} == {"CULLED", "DORMANT"}
+    lines = lines[:-1]
     one = [line.slots[1] for line in lines]
     assert [slot.stage for slot in one] == ["GERMINATED"] + ["TRAINING"] * 2 + ["BLENDING"] * 5
     assert {(slot.blueprint, slot.operator) for slot in one} == {("mlp_small", "gate")}
@@ -201,21 +204,22 @@ def test_a_run_that_is_stopped(decisions):
 def diverging():
     # An absurd rate, unclipped: the loss is soon not finite, and JSON knows no such number.
     optimizer = OptimizerConfig(method="sgd", learning_rate=1e9, clip_norm=1e9, warmup=0.0)
-    return make("host alone", horizon=4, optimizer=optimizer, governor=GovernorConfig(most_restorations=2))
+    return make("host alone", horizon=5, optimizer=optimizer, governor=GovernorConfig(most_restorations=2))
 
 
 def test_a_run_that_diverges_is_told_without_a_number():
     arm = diverging()
     lines, _ = go(arm)
-    assert lines[-1].val_loss is None
+    # It is back where it began, whose loss is measured at the end alone.
+    assert lines[-2].val_loss is None
+    assert lines[-1].val_loss == pytest.approx(math.log(10), rel=0.2)
     assert all(value is None or math.isfinite(value) for line in lines for value in (line.train_loss, line.val_loss))
-    # It is back where it began, and its loss was never measured there.
     result = arm.result()
     assert result.test_loss == pytest.approx(math.log(10), rel=0.2)
     assert (result.restorations, result.given_up) == (2, PANIC_TEXT[Panic.DIVERGED])
     told = [line.failure and line.failure.partition(": ")[0] for line in lines]
     shares = [f"restored, its learning rate multiplied by {share:g}" for share in (0.3, 0.09)]
-    assert told == [*shares, "given up", None]
+    assert told == [*shares, "given up", None, None]
     for line in lines:
         json.dumps(asdict(line), allow_nan=False)
 
@@ -278,7 +282,7 @@ def test_a_number_that_is_none_is_null_in_the_store(tmp_path):
     path, lines, _, result = go_recorded(tmp_path, diverging())
     (told,) = stored(path, "SELECT status, status_reason, restorations FROM episode")
     assert list(told.values()) == ["given up", result.given_up, result.restorations]
-    assert [row["val_loss_nats"] for row in stored(path, "SELECT * FROM decision")][-1] is None
+    assert column(path, "SELECT val_loss_nats FROM decision")[-2] is None
     assert column(path, "SELECT test_loss_nats FROM episode") == [result.test_loss]
     assert column(path, "SELECT val_loss_nats FROM decision") == [line.val_loss for line in lines]
     assert column(path, "SELECT train_loss_nats FROM decision") == [line.train_loss for line in lines]

@@ -4,7 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
+from esper.kasmina import plain
+from esper.leyline.actions import Blueprint, Op, Operator
 from esper.nissa.store import RunStore
 from esper.simic import grow_run
 from esper.simic.grow import ARMS
@@ -12,9 +15,9 @@ from esper.simic.grow_run import GrowRun
 from esper.simic.recorder import run_columns
 from esper.simic.run_folder import RunFolder
 from esper.tolaria.checkpoints import Checkpoint, Checkpoints
-from helpers.episodes import run_config, task_of
-from helpers.growing import QUICK
-from helpers.stored import column, facts
+from helpers.episodes import OPEN_GATES, Script, run_config, task_of
+from helpers.growing import QUICK, act, germinate
+from helpers.stored import column, facts, stored
 
 HORIZON = 10
 MODEL = ("model.json", "model.safetensors", "model.py")
@@ -69,6 +72,50 @@ def model_of(folder):
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     return folder, *make(folder)
+
+
+# One life, with or without its last action.
+LIFE = {
+    0: germinate(0, Blueprint.MLP_SMALL, Operator.ADD),
+    1: act(Op.ADVANCE, 0),
+    3: act(Op.ADVANCE, 0),
+    6: act(Op.ADVANCE, 0),
+    9: act(Op.FOSSILIZE, 0),
+}
+
+
+def grown(folder, life):
+    """Grow with open gates by a script; give the result, the record's line of it and the network that was saved."""
+    config = run_config("digits-mlp", horizon=HORIZON, updates=8, growth=OPEN_GATES)
+    task = task_of("digits-mlp", examples=60)
+    run = GrowRun(config, task)
+    run.arm.episode.controller = Script(life)
+    place = RunFolder(folder, config, replace=False)
+    store = RunStore(place.store, run_columns(config, "grow", 3 * HORIZON))
+    list(run.run(lambda: bool(run.results), place, store))
+    store.close("interrupted")
+    (line,) = stored(place.store, "SELECT * FROM episode WHERE round = 0")
+    return run.results[0], line, plain.load(folder / "model.safetensors", folder / "model.json"), task
+
+
+def test_the_saved_network_is_the_one_in_the_table_with_what_is_committed_and_nothing_else(tmp_path):
+    ended = {}
+    for name, life in {"committed": LIFE, "on trial": {d: a for d, a in LIFE.items() if d < HORIZON - 1}}.items():
+        result, line, network, task = grown(tmp_path / name, life)
+        with torch.no_grad():
+            logits = network(task.data.test.x)
+        loss = float(torch.nn.functional.cross_entropy(logits.double(), task.data.test.y))
+        size = sum(p.numel() for p in network.parameters())
+        assert result.test_loss == pytest.approx(loss, abs=1e-6)
+        assert line["test_loss_nats"] == result.test_loss
+        assert result.parameters == size == line["host_parameters"] + line["added_parameters"]
+        assert line["committed_seeds"] == (line["added_parameters"] > 0) == (name == "committed")
+        ended[name] = result
+    assert ended["committed"].parameters > ended["on trial"].parameters == task.host.body.parameter_count
+    assert abs(ended["committed"].test_loss - ended["on trial"].test_loss) > 1e-3
+    harvested = "SELECT op FROM transition WHERE round = 0 AND actor = 'end of episode'"
+    assert column(tmp_path / "on trial" / "run.sqlite", harvested) == ["harvest"]
+    assert column(tmp_path / "committed" / "run.sqlite", harvested) == []
 
 
 def every_line():

@@ -10,7 +10,7 @@ import torch
 from esper.kasmina.blueprints.registry import seed_cost
 from esper.kasmina.export import export_row
 from esper.leyline.actions import Blueprint, Operator
-from esper.leyline.stages import BLENDED_STAGES, Stage
+from esper.leyline.stages import Stage
 from esper.nissa.store import RunStore
 from esper.simic.episode import Episode
 from esper.simic.grow import ARMS, GROWN, Arm
@@ -85,9 +85,8 @@ def test_the_end_of_every_episode(walk):
     for row, episode in enumerate(told):
         added = cost = committed = 0
         for slot, site in enumerate(host.slot_config.sites):
-            stage = Stage(slots["stage"][row, slot])
-            committed += stage is Stage.FOSSILIZED
-            if stage in BLENDED_STAGES and slots["alpha"][row, slot] > 0:
+            if slots["stage"][row, slot] == Stage.FOSSILIZED:
+                committed += 1
                 added += slots["parameters"][row, slot]
                 kind = Blueprint(slots["blueprint"][row, slot]), Operator(slots["operator"][row, slot])
                 cost += seed_cost(*kind, site)
@@ -104,7 +103,7 @@ def test_the_end_of_every_episode(walk):
         assert (episode["price_nats"], episode["learning_rate"], episode["test_accuracy"]) == (0.5, 0.005, 0.25)
         assert episode["host_multiply_adds"] == host.cost()
         assert episode["reward"] is episode["test_loss_nats"] is None
-    assert len({episode["added_parameters"] for episode in told}) > 5
+    assert len({episode["added_parameters"] for episode in told}) > 2
     assert sum(episode["committed_seeds"] for episode in told) > 0
 
 
@@ -250,7 +249,7 @@ def test_no_number_depends_on_the_recording(tmp_path, policy, who):
     same(made["off"], made["lean"])
     same(made["off"], made["full"])
     # Something was there to differ.
-    assert len(list(made["off"].episode.population.banks)) > 3
+    assert (made["off"].steps[-1].acted.seed_id >= 0).sum() > 3
 
 
 def test_an_arm_is_the_same_with_and_without_a_store(tmp_path):

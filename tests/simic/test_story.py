@@ -12,7 +12,7 @@ from esper.leyline.actions import ALPHA_TARGETS, HEADS_OF_OP, TEMPOS, Blueprint,
 from esper.leyline.checks import ALL_GATE_CHECKS, CHECK_TEXT, GATE_CHECKS, GATE_OF_STAGE, Check
 from esper.leyline.stages import ADVANCE_TARGET, VALID_TRANSITIONS, WAITING_STAGES, Stage
 from esper.simic.episode import Episode
-from esper.simic.story import Event, events_of
+from esper.simic.story import END, HARVEST, HARVESTED, Event, events_of
 from helpers.episodes import OPEN_GATES, TASK_NAMES, Script, random_walk, record, run_config, task_of
 from helpers.growing import act, germinate
 
@@ -80,6 +80,7 @@ STORY = [
     (24, "r0c2", "clock", "clock", "EMBARGOED", "RESETTING", None),
     (25, "r0c2", "clock", "clock", "RESETTING", "DORMANT", None),
     (27, "r0c2", "controller", "germinate", "DORMANT", "GERMINATED", None),
+    (28, "r0c2", END, HARVEST, "GERMINATED", "CULLED", None),
 ]
 
 
@@ -188,7 +189,12 @@ def test_the_clock_has_no_reason_of_its_own():
 def test_nothing_happened():
     for decision in (12, 14, 15, 20, 23, 26, 28):
         assert not [event for event in life()[2][decision] if event.actor == "controller"]
-    assert life()[2][14] == life()[2][15] == life()[2][28] == []
+    assert life()[2][14] == life()[2][15] == []
+
+
+def test_the_end_says_why_it_culled():
+    (event,) = life()[2][28]
+    assert (event.accepted, event.detail, event.checks, event.reason) == (True, {}, (), HARVESTED)
 
 
 # What the structure refuses.
@@ -210,7 +216,7 @@ IMPOSSIBLE = {
 @pytest.mark.parametrize("case", IMPOSSIBLE)
 def test_what_is_impossible_is_refused_by_name(case):
     action, refused_by = IMPOSSIBLE[case]
-    recording, events = play({0: germinate(0, Blueprint.NORM, Operator.ADD), 1: action}, 2)
+    recording, events = play({0: germinate(0, Blueprint.NORM, Operator.ADD), 1: action}, 3)
     (event,) = events[1]
     assert (event.actor, event.accepted, event.refused_by) == ("controller", False, refused_by)
     assert event.checks == ()
@@ -228,7 +234,7 @@ def test_a_slot_that_does_not_exist_is_named_all_the_same():
 
 def test_an_unmeasured_check_is_none_and_not_a_number():
     # Nothing is measured before the first decision is over.
-    config = run_config(TASK, horizon=1, updates=1, batch=8)
+    config = run_config(TASK, horizon=2, updates=1, batch=8)
     episode = Episode(config, task_of(TASK, examples=40), "never", torch.arange(1))
     episode.population.slots.stage[0, 0] = int(Stage.GERMINATED)
     episode.population.slots.blueprint[0, 0] = int(Blueprint.NORM)
@@ -281,10 +287,13 @@ def test_every_change_is_told_once_and_is_allowed(task):
             if before is not after:
                 assert after in VALID_TRANSITIONS[before]
                 changes[event.actor] += 1
+            if event.actor == END:
+                assert after is Stage.CULLED
             if event.actor == "clock":
                 assert before in WAITING_STAGES or (before, after) == (Stage.BLENDING, Stage.CULLED)
     # No slot of the walk changes twice in one decision, so the changed stages count the changes.
-    assert sum(changes.values()) == (stages[1:] != stages[:-1]).sum()
+    assert sum(changes.values()) - changes[END] == (stages[1:] != stages[:-1]).sum()
+    assert changes[END] > 50
     assert min(changes["controller"], changes["clock"]) > 500
 
 

@@ -102,7 +102,7 @@ def test_a_row_does_not_depend_on_its_neighbours(done):
 def test_what_never_passes_its_gate_waits_in_front_of_it():
     strict = {"gates": {"min_incubator_gain": 1e9}}
     recording = played([Plan((Seed(0, NORM, ADD), Seed(2, SMALL, ADD)))], growth=strict)
-    assert recording.steps[-1].slots["stage"].tolist() == [[Stage.TRAINING, Stage.DORMANT, Stage.TRAINING]]
+    assert recording.steps[-1].acted.stage.tolist() == [[Stage.TRAINING, Stage.DORMANT, Stage.TRAINING]]
     assert len(asked(recording, 0, Op.GERMINATE)) == 2
 
 
@@ -135,7 +135,7 @@ def test_the_engine_performs_whatever_is_in_the_family(seed, first):
             assert (born.tempo, born.alpha_target) == (planned.tempo, planned.alpha_target)
             expected.append(born)
             if planned.cull is None:
-                assert int(recording.steps[-1].slots["stage"][row, planned.slot]) in occupied
+                assert int(recording.steps[-1].acted.stage[row, planned.slot]) in occupied
             else:
                 ends = [d for d, slot in culls if slot == planned.slot and planned.cull <= d <= planned.cull + WAITED]
                 assert len(ends) == 1 or planned.cull + WAITED >= config.training.horizon

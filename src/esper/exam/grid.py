@@ -17,7 +17,6 @@ from esper.leyline.config import PopulationConfig
 from esper.leyline.view import Controller
 from esper.simic.contexts import Contexts
 from esper.simic.episode import Episode
-from esper.simic.objective import visible
 from esper.simic.step import Step
 from esper.tolaria.datasets import Dataset, Split
 from esper.tolaria.evaluation import evaluate
@@ -59,7 +58,7 @@ class Played:
     loss, accuracy
         On the split that was asked for (nats, share).
     cost, added
-        ln(1 + added / host parameters), and the parameters of the seeds in the forward pass.
+        ln(1 + added / host parameters), and the parameters of the committed seeds.
     """
 
     loss: np.ndarray
@@ -103,7 +102,7 @@ def play(
             told(episode.decision)
     population = episode.population
     evaluation = evaluate(population, pick(task.data))
-    added_R = (population.slots.parameters * visible(population.slots)).sum(1)
+    added_R = (population.slots.parameters * population.slots.blended_RS()).sum(1)
     cost_R = torch.log1p(added_R / task.host.body.parameter_count)
     columns = (evaluation.loss_R, evaluation.accuracy_R, cost_R, added_R)
     played = Played(*torch.stack([column_R.double() for column_R in columns]).cpu().numpy())

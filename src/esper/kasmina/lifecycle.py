@@ -1,4 +1,4 @@
-"""The lifecycle of all slots of all rows: `apply` performs one action per row, `tick` lets a decision pass.
+"""The lifecycle of all slots: `apply` performs one action per row, `tick` lets a decision pass, `harvest` ends it all.
 
 Whole-tensor functions of `SlotTensors`, changed in place. Shapes: R rows, S slots, O operations, C gate checks.
 """
@@ -167,6 +167,12 @@ class Lifecycle:
         _set(slots, "stage_age", leaving, 0)
         faded = slots.fading_RS() & (slots.alpha_mode == int(AlphaMode.HOLD))
         self.cull(slots, faded)
+
+    def harvest(self, slots: SlotTensors) -> Tensor:
+        """End the episode: cull every seed that is not committed. Gives which, bool [R, S]."""
+        culled_RS = slots.on_trial_RS()
+        self.cull(slots, culled_RS)
+        return culled_RS
 
     def cull(self, slots: SlotTensors, mask: Tensor) -> None:
         """Cull seeds (bool [R, S]) in a decision whose time has passed already, committed ones included."""

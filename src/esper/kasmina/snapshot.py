@@ -57,6 +57,11 @@ class Snapshot:
             kept = getattr(self._slots, name)
             torch.where(good_R[:, None], getattr(self._population.slots, name), kept, out=kept)
 
+    @property
+    def forgoes_R(self) -> Tensor:
+        """Bool: a return would cost the row a seed that was in the forward pass of what is kept."""
+        return (self._slots.blended_RS() & self._slots.on_trial_RS()).any(1)
+
     @torch.no_grad()
     def restore(self, back_R: Tensor) -> Tensor:
         """Return some rows (bool) to what was kept; give the seeds that were culled, bool [R, S].

@@ -166,7 +166,7 @@ class TrainingConfig(Frozen):
     """Length and pace of an episode."""
 
     horizon: Positive = 60
-    """Decisions of an episode."""
+    """Decisions of an episode. A seed that is not committed by the last one is not in the network."""
     updates_per_decision: Annotated[int, Field(ge=1, le=2**12)] = 20
     """Optimizer steps between two decisions."""
     batch_size: Annotated[int, Field(ge=2, le=2**12)] = 32

@@ -152,6 +152,14 @@ class SlotTensors:
         """Bool: the seed is on its way to alpha 0, after which it is culled."""
         return _fading(self.stage, self.alpha_target)
 
+    def blended_RS(self) -> torch.Tensor:
+        """Bool: the seed takes part in the host's forward pass, and is paid for (see `Structure.blended`)."""
+        return _in_stages(self.stage, BLENDED_STAGES) & (self.alpha > 0)
+
+    def on_trial_RS(self) -> torch.Tensor:
+        """Bool: there is a seed that can still be culled; at the end of an episode it is."""
+        return _in_stages(self.stage, CULLABLE_STAGES)
+
     def structure_parcel(self) -> Parcel:
         """Pack what decides which kernels run: the fields of `Structure`."""
         return Parcel.pack(
@@ -240,6 +248,17 @@ def gradual_cull_legal(slots: SlotTensors) -> torch.Tensor:
     # It is a new alpha target, and asks for the same.
     op = torch.full((1, 1), int(Op.SET_ALPHA_TARGET), device=slots.device)
     return _legal(op, slots.stage, slots.alpha_mode, slots.fading_RS(), torch.ones_like(slots.stage, dtype=torch.bool))
+
+
+def _in_stages(stage: torch.Tensor, stages: frozenset[Stage]) -> torch.Tensor:
+    """Elementwise: the stage is one of these."""
+    return _table_of(stages, stage.device)[stage]
+
+
+@cache
+def _table_of(stages: frozenset[Stage], device: torch.device) -> torch.Tensor:
+    """`stage_table`, made once for each device."""
+    return stage_table(stages).to(device)
 
 
 def _fading(stage: torch.Tensor, alpha_target: torch.Tensor) -> torch.Tensor:

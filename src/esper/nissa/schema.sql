@@ -128,7 +128,7 @@ CREATE TABLE episode (
     host_multiply_adds INTEGER NOT NULL,    -- for one example
     -- At the end; NULL before.
     decisions INTEGER,
-    added_parameters INTEGER,               -- of the seeds in the forward pass
+    added_parameters INTEGER,               -- of the seeds in the forward pass; at the end, of those that are committed
     added_multiply_adds INTEGER,            -- the same, for one example
     committed_seeds INTEGER,
     rent_nats REAL,                         -- price times ln(1 + added / host parameters)
@@ -223,19 +223,19 @@ CREATE TABLE slot (
     PRIMARY KEY (round, decision, row, slot)
 ) STRICT, WITHOUT ROWID;
 
--- Every transition asked for, allowed or refused, and those made by the clock and by the governor.
+-- Every transition asked for, allowed or refused, and those made by the clock, the governor and the end of the episode.
 CREATE TABLE transition (
     round INTEGER NOT NULL,
     decision INTEGER NOT NULL,
     row INTEGER NOT NULL,
-    step INTEGER NOT NULL,                  -- order within the decision: 0 the action, then the clock, then the governor
+    step INTEGER NOT NULL,                  -- order within the decision: 0 the action, then the clock, the governor, the end
     slot INTEGER NOT NULL,                  -- as it was named, even where it does not exist
     seed INTEGER,                           -- the how manieth of its row; NULL: there is none
     blueprint TEXT,
     operator TEXT,
     parameters INTEGER,                     -- of the seed
-    actor TEXT NOT NULL,                    -- controller, clock, governor
-    op TEXT NOT NULL,                       -- what was asked for; clock: time passed; rollback: the host had failed
+    actor TEXT NOT NULL,                    -- controller, clock, governor, end of episode
+    op TEXT NOT NULL,                       -- what was asked for; clock: time passed; rollback: the host had failed; harvest: not committed
     before TEXT NOT NULL,                   -- stage
     after TEXT NOT NULL,                    -- the same stage where it was refused
     allowed INTEGER NOT NULL CHECK (allowed IN (0, 1)),

@@ -31,7 +31,7 @@ from esper.leyline.slots import Structure
 from esper.leyline.stages import OCCUPIED_STAGES, STAGE_COUNT, Stage, stage_table
 from esper.nissa.schema import QUANTITIES
 from esper.simic.step import Step
-from esper.simic.story import ROLLBACK, Transitions
+from esper.simic.story import END, HARVEST, HARVESTED, ROLLBACK, Transitions
 
 Columns = dict[str, Any]
 NULL = math.nan
@@ -98,12 +98,16 @@ def merge(steps: Sequence[Step]) -> Step:
     arrays: dict[str, Any] = {
         field.name: joined([getattr(step, field.name) for step in steps], int(field.name.endswith("_CRS")))
         for field in fields(Step)
-        if field.name not in ("decision", "structure", "slots", "reward")
+        if field.name not in ("decision", "structure", "acted", "slots", "reward")
     }
-    structure = {f.name: joined([getattr(s.structure, f.name) for s in steps]) for f in fields(Structure)}
+
+    def laid(structures: Sequence[Structure]) -> Structure:
+        return Structure(**{f.name: joined([getattr(one, f.name) for one in structures]) for f in fields(Structure)})
+
+    structure, acted = laid([step.structure for step in steps]), laid([step.acted for step in steps])
     slots = {name: joined([step.slots[name] for step in steps]) for name in first.slots}
     reward = {name: joined([step.reward[name] for step in steps]) for name in first.reward}
-    return replace(first, structure=Structure(**structure), slots=slots, reward=reward, **arrays)
+    return replace(first, structure=structure, acted=acted, slots=slots, reward=reward, **arrays)
 
 
 def decision_columns(step: Step) -> Columns:
@@ -176,7 +180,7 @@ def slot_columns(step: Step) -> Columns:
 def transition_columns(told: Transitions, parameters_SBO: np.ndarray) -> Columns:
     """Columns of `transition`; `parameters_SBO` counts those of each blueprint and operator in each slot."""
     seed, governor = told.seed >= 0, told.panic != Panic.NONE
-    actor = np.select([told.by_clock, governor], ["clock", "governor"], "controller")
+    actor = np.select([told.by_clock, governor, told.harvested], ["clock", "governor", END], "controller")
     reason = np.where(told.by_clock, _CLOCK_REASONS[told.before], _REASONS[told.refused_by])
     of_seed = np.where(seed, told.slot, 0), told.blueprint, told.operator
     quantities: dict[str, np.ndarray] = {}
@@ -193,14 +197,14 @@ def transition_columns(told: Transitions, parameters_SBO: np.ndarray) -> Columns
         "operator": or_null(seed, _OPERATORS[told.operator]),
         "parameters": or_null(seed, parameters_SBO[of_seed]),
         "actor": actor.astype(object),
-        "op": np.where(told.by_clock, "clock", np.where(governor, ROLLBACK, _op_names(told.op))),
+        "op": np.select([told.by_clock, governor, told.harvested], ["clock", ROLLBACK, HARVEST], _op_names(told.op)),
         "before": _STAGES[told.before],
         "after": _STAGES[told.after],
         "allowed": told.accepted.astype(int),
         "gate": _GATES[told.gate],
         "refused_by": _CHECKS[told.refused_by],
         "failed_checks": _failed(told.passed_NC),
-        "reason": np.where(governor, PANICS[told.panic], reason),
+        "reason": np.select([governor, told.harvested], [PANICS[told.panic], HARVESTED], reason),
         "limit_nats": _worth_limit(told),
         **quantities,
     }

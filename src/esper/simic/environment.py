@@ -65,7 +65,7 @@ class Payment:
 
 @dataclass(frozen=True)
 class Balance:
-    """What growth has been worth by some examples; all [R].
+    """What growth has been worth by some examples, after the last decision by those of the harvest; all [R].
 
     Attributes
     ----------

@@ -30,8 +30,10 @@ from esper.simic.step import Step, step_of
 from esper.tamiyo.controllers.registry import make_controller
 from esper.tamiyo.policy.distribution import raise_flag
 from esper.tolaria.batches import BatchOrder
-from esper.tolaria.evaluation import measure
+from esper.tolaria.datasets import Split
+from esper.tolaria.evaluation import evaluate, measure
 from esper.tolaria.governor import Governor
+from esper.tolaria.harvest import MEMORY, harvest
 from esper.tolaria.tasks import Task
 from esper.tolaria.training import Trainer
 
@@ -41,6 +43,10 @@ STATIC_BLUEPRINT = {
     SiteKind.IMAGE: Blueprint.CONV_HEAVY,
 }
 """What fills every slot of the static network with everything from the start: the largest that fits."""
+
+
+_STRUCTURES = ("structure", "acted")
+"""See `Step`."""
 
 
 class EpisodeFacts(Frozen):
@@ -156,9 +162,13 @@ class Episode:
         self._good = self._seen = self._measured
         """Of the last good state of each row; what is seen of it: that, where it was put back to it."""
         self._panic_R = self._skipped_R = torch.zeros_like(unmeasured_R, dtype=torch.int64)
-        self._culled_RS = torch.zeros_like(population.slots.stage, dtype=torch.bool)
+        self._culled_RS = self._harvested_RS = torch.zeros_like(population.slots.stage, dtype=torch.bool)
+        """Seeds that the last decision cost: by a rollback, and because the episode is over."""
+        self._lost_R = torch.full_like(self._panic_R, -MEMORY)
+        """Number of the update before which a seed last left the forward pass."""
         self._last: Outcome | None = None
-        self._structure = population.structure
+        self._structure = self._acted = population.structure
+        """Before the last action, and after it and the clock."""
         self._legal_RO = legal_ops(population.slots, population.fits_SB).any(2)
         self._no_scores = Scores(unmeasured_R[:, None].expand(-1, HEAD_COUNT), unmeasured_R)
         self._action_RH: Tensor | None = None
@@ -176,6 +186,9 @@ class Episode:
     def advance(self, *, record: bool = False) -> Step | None:
         """Make one decision, its updates and the measurements after them.
 
+        After the updates of the last decision the population is harvested: seeds that are not committed are culled, and
+        what is measured is what is left.
+
         Parameters
         ----------
         record
@@ -189,7 +202,7 @@ class Episode:
             Its actions have another shape or dtype.
         """
         population, phase = self.population, self.clock.phase
-        before, structure = self.decision - 1, self._structure
+        before, structures = self.decision - 1, (self._structure, self._acted)
         with phase("pack"):
             parcels = [Parcel.pack(self._record())] if record and self.decision else []
             self._restored = None
@@ -205,20 +218,25 @@ class Episode:
         with phase("apply"):
             flag = self.controller.flag
             news = {"culled_RS": self._culled_RS} | ({} if flag is None else {"flag": flag})
-            known = population.structure
+            known, blended_RS = population.structure, population.slots.blended_RS()
             self._last, cargo = population.decide(self._action_RH, self._gates, *parcels, Parcel.pack(news))
             # Of a rollback after the decision before, the host hears only now.
-            self._structure = known.without(cargo[-1]["culled_RS"])
+            self._structure, self._acted = known.without(cargo[-1]["culled_RS"]), population.structure
             if flag is not None:
                 raise_flag(int(cargo[-1]["flag"]))
+            self._lose((blended_RS & ~population.slots.blended_RS()).any(1))
         with phase("train"):
             train_loss_R = self.trainer.run(self.config.training.updates_per_decision)
+        self.decision += 1
+        split = self.task.data.reward_validation
         with phase("measure"):
-            evaluation = measure(population, self.task.data.reward_validation)
+            evaluation = (evaluate if self.done else measure)(population, split)
         with phase("govern"):
             self._govern(_Losses(train_loss_R, evaluation.loss_R, evaluation.accuracy_R))
-        self.decision += 1
-        return step_of(cargo[0], before, structure) if parcels else None
+        if self.done:
+            with phase("harvest"):
+                self._harvest(split)
+        return step_of(cargo[0], before, *structures) if parcels else None
 
     def _govern(self, measured: _Losses) -> None:
         """Roll back the rows that failed, before anybody sees them, and keep the others.
@@ -236,6 +254,7 @@ class Episode:
         self._panic_R, self._measured = verdict.panic_R, measured
         back_R = governor.retired_R | (verdict.panic_R != int(Panic.NONE))
         self._culled_RS = self._snapshot.restore(back_R)
+        self._lose(back_R & self._snapshot.forgoes_R)
         self._snapshot.take(verdict.good_R)
         self._good = _chosen(verdict.good_R, measured, self._good)
         self._seen = _chosen(back_R, self._good, measured)
@@ -244,6 +263,20 @@ class Episode:
     def _set_rates(self) -> None:
         """Let each row train with its own learning rate, or with the share of it that the governor allows."""
         self.trainer.rate_R.copy_(self.contexts.rate_R * self.governor.rate_share_R)
+
+    def _lose(self, lost_R: Tensor) -> None:
+        """Remember which rows (bool) lose a seed from the forward pass before the next update."""
+        self._lost_R = torch.where(lost_R, self.trainer.update, self._lost_R)
+
+    def _harvest(self, split: Split) -> None:
+        """Cull what is not committed, and measure what is left.
+
+        The governor has judged before: a host that is worth little without a seed on trial has not failed, and is not
+        paid for the state that still had it.
+        """
+        self._harvested_RS = harvest(self.trainer, self.trainer.update - self._lost_R < MEMORY)
+        left = measure(self.population, split)
+        self._seen = self._seen._replace(val_loss_R=left.loss_R, val_accuracy_R=left.accuracy_R)
 
     def view(self) -> PopulationView:
         """Give the state before the next decision, as controllers see it."""
@@ -275,7 +308,7 @@ class Episode:
             No decision was made yet.
         """
         (cargo,) = self.population.settle(Parcel.pack(self._record()))
-        return step_of(cargo, self.decision - 1, self._structure)
+        return step_of(cargo, self.decision - 1, self._structure, self._acted)
 
     def state(self) -> tuple[EpisodeFacts, Tensors]:
         """Give all that the decisions to come, and the record of the last one, depend on.
@@ -295,7 +328,8 @@ class Episode:
             "controller": self.controller.state(),
             "good": self._good._asdict(),
             "seen": self._seen._asdict(),
-            "structure": {name: torch.from_numpy(array) for name, array in vars(self._structure).items()},
+            **{name: _tensors(getattr(self, f"_{name}")) for name in _STRUCTURES},
+            "lost": {"lost_R": self._lost_R},
             "record": record,
         }
         facts = EpisodeFacts(
@@ -320,7 +354,10 @@ class Episode:
         self._set_rates()
         self.controller.restore(below("controller", saved))
         self._good, self._seen = (_Losses(**self._here(part, saved)) for part in ("good", "seen"))
-        self._structure = Structure(**{name: tensor.numpy() for name, tensor in below("structure", saved).items()})
+        self._structure, self._acted = (
+            Structure(**{name: tensor.numpy() for name, tensor in below(part, saved).items()}) for part in _STRUCTURES
+        )
+        self._lost_R = self._here("lost", saved)["lost_R"]
         self._restored = record = self._here("record", saved)
         self._action_RH, self._culled_RS = record["action_RH"], record["culled_RS"]
         self._last = Outcome(**{f.name: record[f"{f.name}_R"] for f in fields(Outcome)})
@@ -356,9 +393,15 @@ class Episode:
             "skipped_R": self._skipped_R,
             "rate_share_R": self.governor.rate_share_R,
             "culled_RS": self._culled_RS,
+            "harvested_RS": self._harvested_RS,
             **{f"slots.{name}": getattr(self.population.slots, name) for name in EMPTY_SLOT},
             **{f"reward.{name}": part_R for name, part_R in self.reward.items()},
         }
+
+
+def _tensors(structure: Structure) -> Tensors:
+    """Its arrays, by name."""
+    return {name: torch.from_numpy(array) for name, array in vars(structure).items()}
 
 
 def _chosen(first_R: Tensor, first: _Losses, second: _Losses) -> _Losses:

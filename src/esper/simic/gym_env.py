@@ -53,9 +53,10 @@ class GrowthVectorEnv(VectorEnv[Observed, NDArray[np.int64], NDArray[Any]]):
 
     All rows begin and end together, and an end is a termination: nothing comes after the horizon, so that nothing is
     truncated. Autoreset is `NEXT_STEP`: the step after the last ignores its actions, begins the next episode and pays
-    0. Between the two the grown population is still there, in `environment.episode`. A row whose episode breaks off
-    before (see `over`) cannot begin another one by itself: it waits for the others and is paid 0, and what it does
-    there is to be left out of what is learned.
+    0. Between the two the grown population is still there, in `environment.episode`, without the seeds that were not
+    committed: the last reward is paid for what is left. A row whose episode breaks off before (see `over`) cannot begin
+    another one by itself: it waits for the others and is paid 0, and what it does there is to be left out of what is
+    learned.
 
     Every info, also that of a reset, has the same arrays:
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from esper.leyline.config import ObjectiveConfig
 from esper.leyline.slots import SlotTensors
-from esper.leyline.stages import BLENDED_STAGES, GROWTH_ORDER, STAGE_COUNT, Stage, stage_table
+from esper.leyline.stages import GROWTH_ORDER, STAGE_COUNT, Stage
 from esper.simic.contexts import Contexts
 
 WORST_GUESSES = 3.0
@@ -33,7 +32,7 @@ class Standing:
     utility_R
         Minus the reward-validation loss (nats), or the accuracy; finite.
     added_R, cost_R
-        Parameters of the seeds in the forward pass, and ln(1 + added / host parameters).
+        Parameters of the seeds in the forward pass, at the end the committed ones, and ln(1 + added / host parameters).
     potential_R
         How far the seeds have come, 1 for each that is committed.
     credit_R, committed_R
@@ -229,16 +228,6 @@ _ORDER = {stage: at / (len(GROWTH_ORDER) - 1) for at, stage in enumerate(GROWTH_
 _POTENTIAL = torch.tensor([_ORDER.get(Stage(s), 0.0) if s in set(Stage) else 0.0 for s in range(STAGE_COUNT)])
 
 
-def visible(slots: SlotTensors) -> Tensor:
-    """Bool [R, S]: seeds in the forward pass, which are those that rent is paid for."""
-    return _blended(slots.device)[slots.stage] & (slots.alpha > 0)
-
-
-@cache
-def _blended(device: torch.device) -> Tensor:
-    return stage_table(BLENDED_STAGES).to(device)
-
-
 class Appraiser:
     """Turns the state of a population into standings.
 
@@ -287,9 +276,9 @@ class Appraiser:
             Decisions left.
         """
         loss_R = loss_R.float().nan_to_num(self._worst, self._worst, -self._worst).clamp_max(self._worst)
-        visible_RS = visible(slots)
-        added_R = (slots.parameters * visible_RS).sum(1)
-        worth_RS = slots.contribution.nan_to_num(0.0, 0.0, 0.0).clamp(0.0, self._worst) * visible_RS
+        blended_RS = slots.blended_RS()
+        added_R = (slots.parameters * blended_RS).sum(1)
+        worth_RS = slots.contribution.nan_to_num(0.0, 0.0, 0.0).clamp(0.0, self._worst) * blended_RS
         committed_RS = slots.stage == int(Stage.FOSSILIZED)
         return Standing(
             utility_R=accuracy_R.float().nan_to_num(0.0) if self._by_accuracy else -loss_R,

@@ -27,8 +27,8 @@ class Step:
         What was asked, and what came of it (values of `Check` and `Stage`).
     value_CRS, passed_CRS, limit_CRS
         The gates before the action.
-    structure
-        Stages and seeds before the action.
+    structure, acted
+        Stages and seeds before the action, and after it and the clock.
     legal_RO
         Operations that some slot allowed.
     log_prob_RH, value_R
@@ -46,6 +46,8 @@ class Step:
         Whether the row is over since then or earlier; the share of its learning rate that it goes on with.
     skipped_R
         Updates of the decision that the host skipped, because its gradient was not finite.
+    harvested_RS
+        The seeds that were culled after the last decision, because they were not committed.
     """
 
     decision: int
@@ -58,6 +60,7 @@ class Step:
     passed_CRS: np.ndarray
     limit_CRS: np.ndarray
     structure: Structure
+    acted: Structure
     legal_RO: np.ndarray
     log_prob_RH: np.ndarray
     value_R: np.ndarray
@@ -71,11 +74,12 @@ class Step:
     over_R: np.ndarray
     rate_share_R: np.ndarray
     skipped_R: np.ndarray
+    harvested_RS: np.ndarray
 
 
-def step_of(cargo: Cargo, decision: int, structure: Structure) -> Step:
+def step_of(cargo: Cargo, decision: int, structure: Structure, acted: Structure) -> Step:
     """Make the record out of what arrived with a transfer, and what the host knew before."""
     slots = {name: cargo.pop(f"slots.{name}") for name in EMPTY_SLOT}
     paid = [name for name in cargo if name.startswith("reward.")]
     reward = {name.removeprefix("reward."): cargo.pop(name) for name in paid}
-    return Step(decision=decision, structure=structure, slots=slots, reward=reward, **cargo)
+    return Step(decision=decision, structure=structure, acted=acted, slots=slots, reward=reward, **cargo)

@@ -36,8 +36,12 @@ from esper.leyline.stages import (
 )
 from esper.simic.step import Step
 
-ROLLBACK = "rollback"
-"""What the governor does, where a controller would name an operation."""
+ROLLBACK, HARVEST = "rollback", "harvest"
+"""What the governor does, and the end of an episode, where a controller would name an operation."""
+END = "end of episode"
+"""Who culls what is not committed at the horizon."""
+HARVESTED = "the episode is over and the seed was not committed"
+"""Why."""
 _OPS = frozenset(Op)
 _JUDGED_OPS = [int(op) for op in (Op.ADVANCE, Op.FOSSILIZE, Op.CULL)]
 _MOST_CLOCK_STEPS = len(WAITING_STAGES) + 1
@@ -79,9 +83,10 @@ class Event:
     Attributes
     ----------
     actor
-        "controller" for an action, "clock" for a transition that only time makes, "governor" for a rollback.
+        "controller" for an action, "clock" for a transition that only time makes, "governor" for a rollback, "end of
+        episode" for the harvest.
     what
-        The operation, or "clock", or "rollback".
+        The operation, or "clock", or "rollback", or "harvest".
     detail
         The choices of the heads that the operation uses.
     refused_by
@@ -90,6 +95,8 @@ class Event:
         Every check of the gate that was asked, or, for a cull, of the gate that the seed stood before.
     panic
         Why the host was rolled back, where it was.
+    harvested
+        The seed was culled because the episode was over.
     """
 
     decision: int
@@ -103,12 +110,15 @@ class Event:
     detail: dict[str, Any]
     checks: tuple[CheckResult, ...]
     panic: Panic
+    harvested: bool
 
     @property
     def reason(self) -> str:
-        """The checks in words, the decisive one first; or why the host was rolled back."""
+        """The checks in words, the decisive one first; or why nobody had to ask."""
         if self.panic is not Panic.NONE:
             return PANIC_TEXT[self.panic]
+        if self.harvested:
+            return HARVESTED
         if self.refused_by is not None and not self.checks:
             return CHECK_TEXT[Check[self.refused_by]]
         ordered = sorted(self.checks, key=lambda c: c.name != self.refused_by)
@@ -124,13 +134,15 @@ class Transitions:
     row, slot
         Whose; the slot as it was named.
     order
-        Within the row: 0 is the action, the clock follows, then the governor.
+        Within the row: 0 is the action, the clock follows, then the governor, then the end of the episode.
     seed, blueprint, operator
         Of the seed, before the decision or, where it germinated, after it; seed -1 where there is none.
     by_clock
         Time made it; nobody asked.
     panic
         Value of `Panic`: why the governor culled the seed, NONE where it did not.
+    harvested
+        The end of the episode culled the seed.
     op
         What was asked for, WAIT where nobody asked.
     before, after, accepted, refused_by
@@ -149,6 +161,7 @@ class Transitions:
     operator: np.ndarray
     by_clock: np.ndarray
     panic: np.ndarray
+    harvested: np.ndarray
     op: np.ndarray
     before: np.ndarray
     after: np.ndarray
@@ -161,7 +174,7 @@ class Transitions:
 
 
 def transitions_of(step: Step) -> Transitions:
-    """What happened in one decision: each row's action first, then the clock, then the governor."""
+    """What happened in one decision: each row's action first, then the clock, the governor, the end of the episode."""
     op_R, named_R = step.action_RH[:, Head.OP], step.action_RH[:, Head.SLOT]
     stages = step.structure.stage.copy()
     acted = np.flatnonzero(op_R != Op.WAIT)
@@ -176,11 +189,13 @@ def transitions_of(step: Step) -> Transitions:
         moves.append((row, slot, before, stages[row, slot]))
     every = np.concatenate([np.stack(move) for move in moves], 1)
     unasked = np.arange(every.shape[1]) >= len(acted)
-    culled = np.zeros_like(unasked)
-    culled[unasked] = step.culled_RS[every[0, unasked], every[1, unasked]]
+    culled, harvested = np.zeros_like(unasked), np.zeros_like(unasked)
+    for mask, mask_RS in ((culled, step.culled_RS), (harvested, step.harvested_RS)):
+        mask[unasked] = mask_RS[every[0, unasked], every[1, unasked]]
     # Stable: what the clock does to one slot stays in order.
-    sorting = np.lexsort((every[1] * unasked, culled, unasked, every[0]))
-    (row, slot, before, after), unasked, culled = every[:, sorting], unasked[sorting], culled[sorting]
+    sorting = np.lexsort((every[1] * unasked, harvested, culled, unasked, every[0]))
+    row, slot, before, after = every[:, sorting]
+    unasked, culled, harvested = unasked[sorting], culled[sorting], harvested[sorting]
     first_of_row = np.searchsorted(row, row)
     acts_R = op_R != Op.WAIT
     op = np.where(unasked, int(Op.WAIT), op_R[row])
@@ -190,10 +205,9 @@ def transitions_of(step: Step) -> Transitions:
     gate = np.where(exists & np.isin(op, _JUDGED_OPS) & _IS_GATE_CHECK[refused_by], _GATE_BEFORE[before], 0)
     theirs_NC = gate[:, None] == _GATE_OF_CHECK
     germinated = step.structure.seed_id[at] < 0
-    after_slots = (step.slots[name][at] for name in ("seed_id", "blueprint", "operator"))
-    before_slots = (getattr(step.structure, name)[at] for name in ("seed_id", "blueprint", "operator"))
     seed, blueprint, operator = (
-        np.where(germinated, new, old) for new, old in zip(after_slots, before_slots, strict=True)
+        np.where(germinated, getattr(step.acted, name)[at], getattr(step.structure, name)[at])
+        for name in ("seed_id", "blueprint", "operator")
     )
     return Transitions(
         row=row,
@@ -202,8 +216,9 @@ def transitions_of(step: Step) -> Transitions:
         seed=np.where(exists, seed, -1),
         blueprint=blueprint,
         operator=operator,
-        by_clock=unasked & ~culled,
+        by_clock=unasked & ~culled & ~harvested,
         panic=np.where(culled, step.panic_R[row], int(Panic.NONE)),
+        harvested=harvested,
         op=op,
         before=before,
         after=after,
@@ -217,7 +232,7 @@ def transitions_of(step: Step) -> Transitions:
 
 
 def events_of(step: Step, row: int, slots: SlotConfig) -> list[Event]:
-    """What happened to one row in one decision, in order: the action first, then the clock, then the governor."""
+    """What happened to one row in one decision, in the order of `transitions_of`."""
     told = transitions_of(step)
     return [_event(told, step, number, slots) for number in np.flatnonzero(told.row == row).tolist()]
 
@@ -225,14 +240,21 @@ def events_of(step: Step, row: int, slots: SlotConfig) -> list[Event]:
 def _event(told: Transitions, step: Step, number: int, slots: SlotConfig) -> Event:
     row, slot, op = (int(column[number]) for column in (told.row, told.slot, told.op))
     accepted, refused = bool(told.accepted[number]), Check(int(told.refused_by[number]))
-    clock, panic = bool(told.by_clock[number]), Panic(int(told.panic[number]))
-    governor = panic is not Panic.NONE
+    panic, harvested = Panic(int(told.panic[number])), bool(told.harvested[number])
     known = op in _OPS
+    if told.by_clock[number]:
+        actor, what = "clock", "clock"
+    elif panic is not Panic.NONE:
+        actor, what = "governor", ROLLBACK
+    elif harvested:
+        actor, what = END, HARVEST
+    else:
+        actor, what = "controller", Op(op).name.lower() if known else f"operation {op}"
     return Event(
         decision=step.decision,
         slot=slots.slot_ids[slot] if 0 <= slot < slots.slots else f"slot {slot}",
-        actor="clock" if clock else "governor" if governor else "controller",
-        what="clock" if clock else ROLLBACK if governor else Op(op).name.lower() if known else f"operation {op}",
+        actor=actor,
+        what=what,
         before=Stage(int(told.before[number])).name,
         after=Stage(int(told.after[number])).name,
         accepted=accepted,
@@ -240,6 +262,7 @@ def _event(told: Transitions, step: Step, number: int, slots: SlotConfig) -> Eve
         detail=_choices(step, row, Op(op)) if known else {},
         checks=tuple(_check_result(told, number, at) for at in _checks_of(int(told.gate[number]))),
         panic=panic,
+        harvested=harvested,
     )
 
 

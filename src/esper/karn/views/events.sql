@@ -1,6 +1,6 @@
 -- What happened, when, and why?
--- Every transition asked for or made by the clock or the governor, and every failure of a host, which has no slot. `why`:
--- the check that decided, with its value and limit.
+-- Every transition asked for or made by the clock, the governor or the end of the episode, and every failure of a host,
+-- which has no slot. `why`: the check that decided, with its value and limit.
 WITH judged AS (
     SELECT t.*, meaning, iif(standard_errors IS NULL, limit_value, limit_nats) AS bound, CASE quantity
         WHEN 'host_loss_nats' THEN host_loss_nats WHEN 'training_decisions' THEN training_decisions

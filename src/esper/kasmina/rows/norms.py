@@ -11,6 +11,9 @@ from torch import Tensor
 
 from esper.kasmina.rows.core import Plain, RowLayer, Shape, Statistics, constant, leaf, to_lanes
 
+MOMENTUM = 0.1
+"""Share of a minibatch's own statistics in the running ones."""
+
 
 class _RowNorm(RowLayer):
     """A norm with weight and bias for each feature.
@@ -91,7 +94,7 @@ class RowGroupNorm(_RowNorm):
 
 
 class RowBatchNorm(_RowNorm):
-    """`torch.nn.BatchNorm` (momentum 0.1) on vectors, signals or images; statistics of each row are its own.
+    """`torch.nn.BatchNorm` on vectors, signals or images; statistics of each row are its own.
 
     Parameters
     ----------
@@ -116,9 +119,9 @@ class RowBatchNorm(_RowNorm):
         mean, var = (None, None) if own else (b.view(-1) for b in buffers)
         of_batch = statistics is not Statistics.RUNNING
         if self.axes:
-            return F.batch_norm(x, mean, var, weight, bias, training=of_batch)
+            return F.batch_norm(x, mean, var, weight, bias, of_batch, MOMENTUM)
         flat = x.transpose(0, 1).flatten(1)
-        y = F.batch_norm(flat, mean, var, weight, bias, training=of_batch)
+        y = F.batch_norm(flat, mean, var, weight, bias, of_batch, MOMENTUM)
         return to_lanes(y, self.features).transpose(0, 1)
 
     def plain(self) -> Plain:
