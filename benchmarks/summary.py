@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 ORDER = (
     *("headroom", "population", "kernels", "lifecycle", "contributions", "leave_one_out", "optimizer"),
-    *("incubators", "operator_jump", "layout", "products", "decisions", "recording", "learning"),
+    *("incubators", "operator_jump", "layout", "products", "decisions", "recording", "learning", "critic"),
     *("growing_cost", "late_seeds", "soak", "false_alarms"),
 )
 HEAD = """# Benchmarks

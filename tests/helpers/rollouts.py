@@ -43,6 +43,14 @@ def moved(policy: Policy, seed: int = 0, by: float = 0.1) -> Policy:
     return policy
 
 
+@torch.no_grad()
+def valuing(policy: Policy) -> Policy:
+    """The same policy with a critic that has begun to learn: through an output of 0 no gradient gets further."""
+    weight = policy.value_output.linear.weight
+    weight.copy_(torch.randn(weight.shape, generator=seeded(0)))
+    return policy
+
+
 def random_observation(rows: int, slots: int, seed: int) -> Observation:
     """Any numbers; a third of the running features was not measured."""
     generator = seeded(seed)

@@ -338,7 +338,7 @@ def test_hooks_are_there_during_the_passes_alone(monkeypatch: pytest.MonkeyPatch
 
     def evaluate(*args, **how):
         during.append(hooks(policy))
-        return whole(*args)
+        return whole(*args, **how)
 
     monkeypatch.setattr(policy, "evaluate_actions", evaluate)
     assert hooks(policy) == 0

@@ -249,6 +249,38 @@ def test_a_stop_is_of_one_update_alone() -> None:
         assert differ(before, weights(policy))
 
 
+# --- The critic ---
+
+
+@pytest.mark.parametrize("rounding", [0.0, 3e-7])
+@pytest.mark.parametrize("worth", [0.0, 0.05, -3.0])
+def test_equal_returns_give_no_explosion(worth: float, rounding: float) -> None:
+    """All is paid at the end, to everybody the same: nothing is explained, and nothing is there to learn."""
+    policy = small_policy()
+    agent = PPOAgent(policy, config_of(entropy_weight=0.0), 0)
+    for seed in range(3):
+        rollout = random_rollout(policy, seed=seed)
+        rollout.reward_TR.zero_()
+        rollout.reward_TR[-1] = worth * (1 + rounding * torch.randn(8, generator=seeded(seed)))
+        report = agent.update(rollout)
+        assert report.explained_variance != report.explained_variance, "not measured"
+        assert report.skipped_minibatches == 0
+        assert report.value_loss < 1
+        assert report.gradient_norm < 10
+    assert all(p.isfinite().all() and p.abs().max() < 10 for p in policy.parameters())
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0, 20.0])
+def test_the_first_gradient_is_not_that_of_a_critic_that_knows_nothing(scale: float) -> None:
+    policy = small_policy()
+    rollout = random_rollout(policy)
+    rollout.reward_TR *= scale
+    report = PPOAgent(policy, config_of(epochs=1, minibatches=1), 0).update(rollout)
+    assert report.explained_variance == pytest.approx(0, abs=1e-4)
+    # In standard deviations: that of the best constant.
+    assert report.value_loss == pytest.approx(0.5, rel=0.05)
+
+
 # --- What is not finite ---
 
 

@@ -12,7 +12,7 @@ from esper.simic.ppo import PPOAgent
 from esper.simic.rollout import Rollout
 from esper.tamiyo.policy.action_masks import ActionMasks, compute_batch_masks
 from esper.tamiyo.policy.network import REST_SIZES, Decision
-from helpers.rollouts import Policy, moved, random_observation, random_rollout, seeded, small_policy
+from helpers.rollouts import Policy, moved, random_observation, random_rollout, seeded, small_policy, valuing
 
 FAR = 1e9
 MANY = 256
@@ -103,11 +103,11 @@ def test_the_entropy_counts_for_less_towards_the_end() -> None:
 def test_in_half_precision_the_arithmetic_of_the_distribution_stays_float32(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    policy, seen = small_policy(), []
+    policy, seen = valuing(small_policy()), []
     whole = policy.evaluate_actions
 
     def evaluate(*args, **how):
-        told = whole(*args)
+        told = whole(*args, **how)
         told_of = told.log_prob_TRH, told.entropy_TRH, told.freedom_TRH, told.value_TR
         seen.append([tensor.dtype for tensor in told_of])
         return told
@@ -130,7 +130,7 @@ def test_in_half_precision_the_arithmetic_of_the_distribution_stays_float32(
 
 @pytest.mark.parametrize("ratio", ["joint", "per-head"])
 def test_gradients_reach_every_head(ratio: str) -> None:
-    policy = small_policy()
+    policy = valuing(small_policy())
     rollout = random_rollout(policy, rows=MANY)
     PPOAgent(policy, PPOConfig(epochs=1, minibatches=1, ratio=ratio, entropy_weight=0.0), 0).update(rollout)
     for name, parameter in policy.named_parameters():
@@ -148,7 +148,7 @@ def dealt(monkeypatch: pytest.MonkeyPatch, seed: int, updates: int = 2) -> tuple
 
     def evaluate(observation, *args, **how):
         hands.append(observation.slot_RSF[0, :, 0, 0].int().tolist())
-        return whole(observation, *args)
+        return whole(observation, *args, **how)
 
     monkeypatch.setattr(policy, "evaluate_actions", evaluate)
     agent = PPOAgent(policy, PPOConfig(epochs=2, minibatches=3, target_kl=FAR), seed)

@@ -26,12 +26,15 @@ from esper.simic.layers import LayerProbe, LayerReport, layers_of_parameters
 from esper.simic.rollout import Rollout
 from esper.tamiyo.policy.distribution import raise_flag
 from esper.tamiyo.policy.network import FactoredRecurrentActorCritic
+from esper.tamiyo.policy.value import LEAST_DEVIATION
 
 LARGEST_LOG_RATIO = 20.0
 """Beyond it an exponential would say nothing but overflow."""
 ADAM_EPSILON = 1e-5
 MOST_SKIPPED_UPDATES = 3
 """Updates in a row with a minibatch that was not finite, after which the run ends."""
+ROUNDING = 1e-5
+"""Share of a return that the rounding of its sum may make up."""
 MOST_NAMES = 3
 """Layers that its last words name."""
 
@@ -61,7 +64,8 @@ class UpdateReport:
     kl_nats, clip_share, policy_loss, value_loss, entropy, gradient_norm
         Means over the minibatches of the last pass. The divergence is measured before each step.
     explained_variance
-        Of the returns by the values of the rollout, so of the critic before this update; NaN where all are equal.
+        Of the returns by the values of the rollout, so of the critic before this update; NaN where the returns differ
+        by no more than noise.
     heads
         By head.
     layers
@@ -248,7 +252,8 @@ class PPOAgent:
         advantage_TR = (advantage_TR - _mean(advantage_TR, free_TR)) / (deviation + 1e-8)
         self.policy.value_output.track(target_TR, learned_TR)
         missed, total = _variance(return_TR - value_TR, learned_TR), _variance(return_TR, learned_TR)
-        return advantage_TR, target_TR, torch.where(total > 0, 1 - missed / total, torch.nan)
+        noise = LEAST_DEVIATION**2 + ROUNDING**2 * _mean(return_TR.square(), learned_TR)
+        return advantage_TR, target_TR, torch.where(total > noise, 1 - missed / total, torch.nan)
 
     def _step(
         self, rollout: Rollout, rows: Tensor, advantage_TR: Tensor, target_TR: Tensor, epoch: int

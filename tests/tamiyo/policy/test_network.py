@@ -308,7 +308,15 @@ def test_the_first_memory_is_zero_and_learning_goes_back_to_it() -> None:
         assert (seen.slot_RSF.grad.flatten(1) != 0).any(1).all(), "every decision"
 
 
-@pytest.mark.parametrize("make", [new_policy, lively_policy])
+@torch.no_grad()
+def valuing_policy() -> Policy:
+    """New but for the output of its value, which is 0 at first: through it no gradient gets further."""
+    policy = new_policy()
+    policy.value_output.linear.weight.normal_(generator=seeded(0))
+    return policy
+
+
+@pytest.mark.parametrize("make", [valuing_policy, lively_policy])
 def test_every_weight_learns_under_autocast_after_acting(make) -> None:
     """The cache of autocast must not hand weights that were cast without gradient to the update."""
     policy, rows = make(), 96
@@ -365,7 +373,9 @@ def test_the_generator_alone_decides_the_first_weights() -> None:
         states.append(policy.state_dict())
     same, other = ([name for name in states[0] if torch.equal(states[0][name], s[name])] for s in states[1:])
     assert same == list(states[0])
-    drawn = [name for name, p in policy.named_parameters() if p.ndim > 1]
+    output = "value_head.2.linear.weight"
+    assert not any(state[output].any() for state in states)
+    drawn = [name for name, p in policy.named_parameters() if p.ndim > 1 and name != output]
     assert not set(drawn) & set(other), "every matrix is drawn"
     policy.initialise(seeded(3))
     forget = torch.arange(4 * policy.config.hidden) // policy.config.hidden == 1
@@ -387,6 +397,20 @@ def test_a_new_policy_is_small_and_nearly_its_prior(slots: int) -> None:
     op, legal = told.action_RH[..., Head.OP], told.mask_RHC[..., Head.OP, : len(Op)]
     prior = weight_O[op] / (weight_O * legal).sum(-1)
     torch.testing.assert_close(told.log_prob_RH[..., Head.OP].exp(), prior, rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.05, 1.0, 100.0])
+def test_a_new_policy_expects_nothing_and_then_the_mean(scale: float) -> None:
+    """Whatever the unit of the returns is, the critic begins without noise."""
+    policy = new_policy()
+    observation, told = play(policy, 4, 32, 3, seed=1)
+    assert (told.value_R == 0).all()
+    target = scale * (2 + torch.randn(4, 32, generator=seeded(0)))
+    policy.value_output.track(target, torch.ones(4, 32, dtype=torch.bool))
+    value = score(policy, observation, told).value_TR
+    torch.testing.assert_close(value, target.mean().expand(4, 32), rtol=1e-4, atol=0)
+    # It can learn all the same.
+    assert "value_head.2.linear.weight" in gradients(policy, (value - target).square().sum())
 
 
 @pytest.mark.parametrize("wrong", ["token", "mask"])

@@ -44,7 +44,7 @@ def state(layer: PopArt) -> dict[str, Tensor]:
 
 @given(seed=SEEDS, scales=st.lists(st.tuples(MEANS, DEVIATIONS), min_size=1, max_size=6))
 def test_no_prediction_moves_while_the_unit_follows(seed: int, scales: list[tuple[float, float]]) -> None:
-    layer = output(seed)
+    layer = taught(output(seed), targets(seed, 1.0, 2.0))
     x = torch.randn(50, 8, generator=torch.Generator().manual_seed(seed + 1))
     for number, (mean, deviation) in enumerate(scales):
         before = layer(x)
@@ -127,13 +127,40 @@ def test_before_any_target_the_unit_is_1() -> None:
     assert torch.equal(layer(x), layer.linear(x)[:, 0])
 
 
+@given(seed=SEEDS, mean=MEANS, deviation=DEVIATIONS)
+def test_the_first_targets_give_a_unit_and_leave_the_weights(seed: int, mean: float, deviation: float) -> None:
+    """Noise of the size of 1 becomes noise of the size of the targets, however small they are."""
+    layer, x = output(seed), torch.randn(50, 8, generator=torch.Generator().manual_seed(seed))
+    noise = layer(x).double()
+    first = targets(seed, mean, deviation)
+    taught(layer, first)
+    expected = noise * first.double().std(correction=0) + first.double().mean()
+    torch.testing.assert_close(layer(x), expected.float(), rtol=1e-4, atol=1e-5 * (abs(mean) + deviation))
+
+
+def test_an_output_of_0_predicts_the_mean_of_the_first_targets() -> None:
+    layer, x = PopArt(8), torch.randn(4, 8)
+    with torch.no_grad():
+        layer.linear.weight.zero_(), layer.linear.bias.zero_()
+    taught(layer, targets(0, -3.0, 0.01))
+    assert layer(x).tolist() == pytest.approx([float(layer.mean)] * 4)
+    # Later ones move nothing.
+    before = layer(x)
+    taught(layer, targets(1, 5.0, 1.0))
+    torch.testing.assert_close(layer(x), before, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, -1e4])
-def test_equal_targets_leave_a_unit_to_divide_by(value: float) -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_equal_targets_leave_a_unit_to_divide_by(value: float, known: bool) -> None:
     layer, x = output(), torch.randn(4, 8)
+    if known:
+        taught(layer, torch.full((9,), value))
     before = layer(x)
     taught(layer, torch.full((9,), value), torch.full((9,), value))
     assert float(layer.deviation) == pytest.approx(LEAST_DEVIATION, rel=1e-6 if abs(value) < 10 else 10)
-    torch.testing.assert_close(layer(x), before, rtol=1e-5, atol=1e-5 * max(1, abs(value)))
+    expected = before if known else torch.full((4,), value)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-3)
 
 
 def test_a_state_dict_carries_everything() -> None:

@@ -132,8 +132,11 @@ class FactoredRecurrentActorCritic(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw the weights: orthogonal, policy heads small, so that a new policy is uniform but for `OP_PRIOR`."""
-        gain = {"op_head": 0.01, "slot_query": 0.1, "rest_head": 0.01, "value_head.2.linear": 1.0}
+        """Draw the weights: orthogonal, policy heads small, so that a new policy is uniform but for `OP_PRIOR`.
+
+        The output of the value is 0: whatever the scale of the returns is, a critic that knows nothing says nothing.
+        """
+        gain = {"op_head": 0.01, "slot_query": 0.1, "rest_head": 0.01, "value_head.2.linear": 0.0}
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.orthogonal_(module.weight, gain.get(name, math.sqrt(2)), generator=generator)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 MEMORY = 0.9
 """Weight of what was known before in the running moments, for each update."""
 LEAST_DEVIATION = 1e-4
+"""In the unit of the targets: what differs by less is noise, and no unit to measure errors in."""
 
 
 class PopArt(nn.Module):
@@ -49,18 +50,22 @@ class PopArt(nn.Module):
 
     @torch.no_grad()
     def track(self, target_N: Tensor, counts_N: Tensor) -> None:
-        """Take in targets where `counts_N` (bool) holds; what is predicted stays as it is."""
+        """Take in targets where `counts_N` (bool) holds; what is predicted stays as it is.
+
+        The very first targets are an exception: nothing was known before, so that there is nothing to preserve, and
+        the output is read in their unit from then on. An output of 0 becomes their mean.
+        """
         counts_N = counts_N & target_N.isfinite()
         target_N = target_N.double().masked_fill(~counts_N, 0.0)
         number = counts_N.sum()
         some = (number > 0).double() * (1 - MEMORY)
-        before_mean, before_deviation = self.mean.clone(), self.deviation
+        before_mean, before_deviation, known = self.mean.clone(), self.deviation, self.weight_sum > 0
         weight = self.weight_sum * (1 - some) + some
         for moment, sample in ((self.mean, target_N), (self.square, target_N.square())):
             # Debiased: the first targets count fully.
             total = moment * self.weight_sum * (1 - some) + some * sample.sum() / number.clamp_min(1)
             moment.copy_(total / weight.clamp_min(1e-12))
         self.weight_sum.copy_(weight)
-        scale = before_deviation / self.deviation
+        scale = torch.where(known, before_deviation / self.deviation, 1.0)
         self.linear.weight.mul_(scale)
-        self.linear.bias.mul_(scale).add_((before_mean - self.mean) / self.deviation)
+        self.linear.bias.mul_(scale).add_(torch.where(known, (before_mean - self.mean) / self.deviation, 0.0))
