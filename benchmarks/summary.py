@@ -14,7 +14,7 @@ PAGE = HERE.parent / "docs" / "benchmarks.md"
 ORDER = (
     *("headroom", "population", "kernels", "lifecycle", "contributions", "leave_one_out", "optimizer"),
     *("incubators", "operator_jump", "layout", "products", "decisions", "recording", "learning", "critic"),
-    *("growing_cost", "late_seeds", "soak", "false_alarms"),
+    *("growing_cost", "late_seeds", "soak", "false_alarms", "precision"),
 )
 HEAD = """# Benchmarks
 
