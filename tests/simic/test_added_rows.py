@@ -52,16 +52,19 @@ class Drawn:
 def watch(monkeypatch):
     """Give what will be drawn from now on."""
     kept = [Drawn()]
-    begin, integers, hold = Stream.__init__, Stream.integers, Bank.hold
+    begin, hold = Stream.__init__, Bank.hold
 
     def named(stream, seed, name):
         begin(stream, seed, name)
         stream.name = name
 
-    def watched(stream, first, second, count):
-        numbers = integers(stream, first, second, count)
-        kept[-1].numbers[stream.name].append(numbers)
-        return numbers
+    def watched(draw):
+        def call(stream, *args, **how):
+            numbers = draw(stream, *args, **how)
+            kept[-1].numbers[stream.name].append(numbers)
+            return numbers
+
+        return call
 
     def held(bank, row, seed_id, stream, init_id_R):
         before = set(zip(bank.row.tolist(), bank.seed_id.tolist(), strict=True))
@@ -74,7 +77,8 @@ def watch(monkeypatch):
         return changed
 
     monkeypatch.setattr(Stream, "__init__", named)
-    monkeypatch.setattr(Stream, "integers", watched)
+    for name in ("integers", "uniform"):
+        monkeypatch.setattr(Stream, name, watched(getattr(Stream, name)))
     monkeypatch.setattr(Bank, "hold", held)
 
     def fresh():

@@ -364,7 +364,7 @@ class TrainConfig(PopulationConfig):
             raise ValueError(f"rows must be a multiple of group_size; got {self.rows} and {self.group_size}")
         if self.groups % self.contexts.hosts:
             raise ValueError(
-                f"each of {self.contexts.hosts} hosts (tasks times host_widths) needs as many groups; "
+                f"each of {self.contexts.hosts} hosts (task and other_tasks, in all host_widths) needs as many groups; "
                 f"{self.rows} rows are {self.groups} groups of {self.group_size}"
             )
         if self.training.horizon > LONGEST_LESSON:
@@ -382,7 +382,8 @@ class TrainConfig(PopulationConfig):
                 raise ValueError(
                     f"{name}: an evaluation in every context would be {hosts:,} hosts of {self.training.horizon} "
                     f"decisions, and hosts times decisions must not exceed {MOST_DECISIONS_OF_ROUND:,}; "
-                    "take fewer starts, prices, learning_rates, label_noise or host_widths"
+                    "take fewer starts, prices, learning_rates, label_noise, host_widths or other_tasks, "
+                    "or a shorter horizon"
                 )
         return self
 
