@@ -10,19 +10,20 @@ from hypothesis import strategies as st
 
 from esper.kasmina.export import export_row
 from esper.kasmina.rows.core import Statistics
-from esper.leyline.actions import Blueprint, Op, Operator
+from esper.leyline.actions import TEMPOS, Blueprint, Op, Operator
 from esper.leyline.panics import Panic
 from esper.leyline.stages import OCCUPIED_STAGES, Stage
 from esper.simic import episode as episode_module
 from esper.simic.columns import transition_columns
 from esper.simic.episode import Episode
 from esper.simic.story import END, HARVEST, HARVESTED, events_of, transitions_of
+from esper.tamiyo.controllers.base import time_to_commit
 from esper.tolaria import harvest as harvest_module
 from esper.tolaria.batches import shared
 from esper.tolaria.evaluation import evaluate
 from esper.tolaria.training import example_losses
 from helpers.environments import ONWARD, PLAIN, at_random, environment, play, reads_counted, script
-from helpers.episodes import OPEN_GATES, TASK_NAMES, run_config, task_of
+from helpers.episodes import OPEN_GATES, TASK_NAMES, record, run_config, task_of
 from helpers.faults import RowState, false_alarm
 from helpers.growing import WAIT, act, germinate
 
@@ -328,3 +329,40 @@ def test_a_row_is_harvested_alike_whoever_is_beside_it():
             torch.testing.assert_close(ours[0], theirs[row])
         torch.testing.assert_close(alone.view().val_loss_R[0], among.view().val_loss_R[row])
     assert not np.array_equal(among.view().val_loss_R[1], among.view().val_loss_R[2])
+
+
+# In time.
+
+
+class Late(Plan):
+    """Begins a life some decisions late, and notes whether there was time for it."""
+
+    def __init__(self, late):
+        super().__init__({0: {decision + late: action for decision, action in LIFE.items()}}, 1)
+        self.late = late
+
+    def observe(self, view):
+        super().observe(view)
+        if view.decision == self.late:
+            self.in_time = bool(time_to_commit(view, TEMPOS[0]))
+
+
+@pytest.mark.parametrize("late", [0, 3, 4])
+def test_there_is_time_to_commit_up_to_the_last_decision_from_which_it_can_be_done(late):
+    config = run_config("mnist1d-mlp", horizon=HORIZON + 3, updates=1, batch=8, growth=OPEN_GATES)
+    episode = Episode(config, task_of("mnist1d-mlp", examples=20), "never", torch.arange(1))
+    episode.controller = Late(late)
+    while not episode.done:
+        episode.advance()
+    assert episode.controller.in_time == (late <= 3)
+    assert (int(episode.population.slots.stage[0, 0]) == int(Stage.FOSSILIZED)) == (late <= 3)
+
+
+@pytest.mark.parametrize("controller", ["periodic", "heuristic"])
+@pytest.mark.parametrize("horizon", [11, 16, 23, 30])
+def test_nothing_is_germinated_too_late_to_be_committed(controller, horizon):
+    config = run_config("mnist1d-mlp", controller, horizon=horizon, updates=1, batch=8, growth=OPEN_GATES)
+    recording = record(config, task_of("mnist1d-mlp", examples=20), 4)
+    assert not recording.steps[-1].harvested_RS.any()
+    if controller == "periodic" and horizon > 11:
+        assert (recording.steps[-1].slots["stage"] == int(Stage.FOSSILIZED)).any()
