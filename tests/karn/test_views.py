@@ -244,7 +244,7 @@ def test_runs_here_hold_every_fate(heuristic, walk):
         "not committed",
     }
     committed = [s for s in ask(heuristic, "seed") if s["fate"] == "committed"]
-    assert len(committed) > 1
+    assert committed
     assert all(s["contribution_nats"] is not None and s["judged_nats"] is not None for s in committed)
 
 

@@ -45,13 +45,14 @@ LIFE = {
     1: act(Op.ADVANCE, 0),
     4: act(Op.ADVANCE, 0),
     8: act(Op.ADVANCE, 0),
+    10: act(Op.FOSSILIZE, 0),
 }
 
 
 @pytest.mark.parametrize(("price", "script", "found"), [(1000.0, LIFE, 1), (0.0, LIFE, None), (1000.0, {}, 0)])
 def test_growth_that_does_not_pay(path, price, script, found):
     # Where it costs nothing, whether it pays is for the data to say.
-    config = run_config(TASK, "periodic", horizon=10, updates=2, growth=OPEN_GATES, price=price)
+    config = run_config(TASK, "periodic", horizon=11, updates=2, growth=OPEN_GATES, price=price)
     with RunStore(path, run_columns(config, "grow", 20)) as store:
         arm = record_arm(store, config, GROWN, Script(script))
         assert incidents(path, "growth_not_paying") == []
