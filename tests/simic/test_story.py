@@ -149,7 +149,8 @@ def test_an_advance_tells_what_it_passed():
     assert results(told(3))["TRAINING_DECISIONS"] == (2, 2, True)
     before = recording.steps[2].slots
     gain = results(told(3))["INCUBATOR_GAIN"]
-    assert gain == (pytest.approx(before["incubator_gain"][0, 0]), -100, True)
+    limit = -100 + OPEN_GATES.gates.incubator_gain_errors * before["incubator_gain_se"][0, 0]
+    assert gain == (pytest.approx(before["incubator_gain"][0, 0]), pytest.approx(limit), True)
     assert results(told(3))["GRADIENT_FINITE"][0] == pytest.approx(before["gradient_norm"][0, 0])
     assert results(told(6)) == {"ALPHA_AT_TARGET": (0, 0, True)}
 
@@ -159,7 +160,9 @@ def test_a_fossilization_tells_its_contribution():
     assert list(results(told(8))) == ["PROBATION_DECISIONS", "CONTRIBUTION"]
     assert results(told(8))["PROBATION_DECISIONS"] == (2, 2, True)
     value, limit, passed = results(told(8))["CONTRIBUTION"]
-    assert (value, limit, passed) == (pytest.approx(recording.steps[7].slots["contribution"][0, 0]), -100, True)
+    before = recording.steps[7].slots
+    asked = -100 + OPEN_GATES.gates.contribution_errors * before["contribution_se"][0, 0]
+    assert (value, limit, passed) == (pytest.approx(before["contribution"][0, 0]), pytest.approx(asked), True)
     assert "contribution (nats) " in told(8).reason
     assert "refused" not in told(8).reason
 
