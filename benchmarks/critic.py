@@ -1,4 +1,4 @@
-"""Whether the critic knows anything: how much of the returns its values explain, round by round.
+"""The critic: how much of the returns its values explain, round by round.
 
     python benchmarks/critic.py
 
