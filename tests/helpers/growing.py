@@ -22,7 +22,7 @@ STYLES: dict[Operator, Style] = {
     Operator.GATE: Style.GATED_GATE,
 }
 """A style with each operator."""
-QUICK = GrowthConfig(gates=GateConfig(min_training_decisions=1, min_probation_decisions=1))
+QUICK = GrowthConfig(gates=GateConfig(min_training_decisions=1, min_probation_decisions=1, contribution_errors=-10.0))
 MEASURED = {
     "gradient_norm": 1.0,
     "gradient_ratio": 1.0,

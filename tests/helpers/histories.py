@@ -28,7 +28,9 @@ from helpers.recorded import save_new_policy
 
 Fingerprints = dict[str, str]
 
-HASTY = GrowthConfig(gates=GateConfig(min_training_decisions=1, min_probation_decisions=1), embargo=1)
+HASTY = GrowthConfig(
+    gates=GateConfig(min_training_decisions=1, min_probation_decisions=1, contribution_errors=-10.0), embargo=1
+)
 """Seeds get through all stages within a few decisions."""
 ROWS, HORIZON = 24, 13
 DOOMED = (2, 9, 13, 20)

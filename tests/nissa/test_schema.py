@@ -124,15 +124,16 @@ def test_every_check_of_a_gate_says_where_its_value_is():
         told = db.execute("SELECT * FROM gate_check ORDER BY position").fetchall()
     assert [row[2] for row in told] == [check.name for check in ALL_GATE_CHECKS]
     quantities = columns_of("transition")
-    for position, (at, gate, name, quantity, meaning, limit) in enumerate(told):
+    for position, (at, gate, name, quantity, meaning, limit, errors) in enumerate(told):
         assert at == position
         assert gate == gate_of[name]
         assert quantities[quantity] == ("INTEGER" if quantity.endswith("_decisions") else "REAL", False)
         assert meaning == CHECK_TEXT[ALL_GATE_CHECKS[at]]
         # Filled by the run, which knows its limits.
         assert limit is None
+        assert errors is None
     # Within a gate only one value can stand in a column, the two limits of one quantity aside.
-    named = [(gate, quantity) for _, gate, _, quantity, _, _ in told]
+    named = [(gate, quantity) for _, gate, _, quantity, *_ in told]
     assert {pair for pair in named if named.count(pair) > 1} == {("G2", "gradient_ratio")}
 
 

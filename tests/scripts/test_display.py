@@ -40,6 +40,7 @@ def event(**more):
         "detail": {},
         "checks": (),
         "panic": Panic.NONE,
+        "harvested": False,
     }
     return Event(**{**told, **more})
 

@@ -66,7 +66,7 @@ def test_from_the_table_to_the_comparison(home, capsys):
     code, out, err = compare(capsys, "policy0", "policy1")
     assert (code, err) == (0, "")
     arms = json.loads((home / "comparison" / "comparison.json").read_text())["arms"]
-    assert len(arms) == 4 + 1 + 3 + 4 + 4
+    assert len(arms) == 4 + 2 + 3 + 4 + 4
     for arm in arms:
         words = arm.split()
         assert re.search(rf"│ {words[0]}", out), arm

@@ -116,7 +116,11 @@ def test_a_learning_rate_that_is_far_too_high_is_given_up_in_its_last_good_state
     result = arm.result()
     assert result.restorations == QUICK.most_restorations
     assert result.given_up in (PANIC_TEXT[Panic.DIVERGED], PANIC_TEXT[Panic.NOT_FINITE])
-    assert states[-1].same_as(states[WHEN - 1])
+    last, good = states[-1], states[WHEN - 1]
+    # The parameters, bit for bit; the harvest estimates running statistics anew where a seed on trial is gone.
+    assert torch.equal(last.host[0], good.host[0])
+    assert last.seeds.keys() == good.seeds.keys()
+    assert all(torch.equal(last.seeds[site], good.seeds[site]) for site in last.seeds)
     assert result.test_loss < 2.5
     failures = [line.failure for line in lines if line.failure is not None]
     assert [failure.startswith("given up: ") for failure in failures] == [False] * QUICK.most_restorations + [True]
@@ -166,6 +170,7 @@ def test_the_record_tells_of_it(tmp_path, level):
 
 
 def test_a_restoration_costs_no_transfer(monkeypatch):
+    """One a decision; the last has another one, for the harvest."""
     config = run_config(TASK, "heuristic", horizon=HORIZON, updates=1, batch=8, growth=OPEN_GATES)
     episode = Episode(config, task_of(TASK, examples=40), "heuristic", torch.arange(3), recovers=True)
     counts = []
@@ -177,7 +182,7 @@ def test_a_restoration_costs_no_transfer(monkeypatch):
             episode.advance(record=True)
             counts.append(reads.count("cpu"))
     assert episode.governor.restored_R.tolist() == [0, 1, 0]
-    assert set(counts) == {1}
+    assert counts == [1] * (HORIZON - 1) + [2]
 
 
 def test_no_other_row_notices():

@@ -4,8 +4,13 @@ A start (initialisation, data order, wrong labels) is a number below 2**32: with
 every random number of a host. Each purpose has a range of its own.
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 STARTS_OF_ROUND = 2**12
 """Starts are numbered through all rounds of a training; more groups than this no round has."""
@@ -37,6 +42,9 @@ def start_ids(of: range, first: int, count: int, device: torch.device | str = "c
     ValueError
         The range has no such starts.
     """
+    # The configuration reads these ranges, and no question should wait for torch.
+    import torch
+
     if not 0 <= first <= first + count <= len(of):
         raise ValueError(f"starts {first:,} to {first + count - 1:,}: this range has {len(of):,}, counted from 0")
     return of.start + torch.arange(first, first + count, device=device)
