@@ -52,8 +52,8 @@ EPISODES = (
     ("mnist1d-mlp", "random", 3),
     ("digits", "random", 3),
     ("mnist1d-mlp", "heuristic", 2),
-    ("digits", "heuristic", 20),
-    ("digits", "periodic", 10),
+    ("digits", "heuristic", 22),
+    ("digits", "periodic", 14),
     ("mnist1d-mlp", NEW_POLICY, 3),
     ("digits", NEW_POLICY, 2),
 )
