@@ -294,7 +294,10 @@ def test_runs(home, capsys, run, interrupted):
     ]
     assert told[-1][0] == "unreadable"
     assert told[-1][1].startswith("unreadable: not a run store")
-    assert [row[-1] for row in rows[:-1]] == ["30 s ago", "2 min ago", "3 min ago", "5 min ago", "3 h ago", "2 d ago"]
+    first, *later = [row[-1] for row in rows[:-1]]
+    # A busy machine takes seconds from there to here.
+    assert re.fullmatch(r"[34]\d s ago", first)
+    assert later == ["2 min ago", "3 min ago", "5 min ago", "3 h ago", "2 d ago"]
     assert rows[0][2:5] == ["digits-mlp (impaired)", "heuristic", "4"]
     (grown,) = stored(run, "SELECT * FROM episode WHERE round = 0")
     assert rows[4][2:5] == ["digits-mlp (impaired)", "heuristic", "0"]
