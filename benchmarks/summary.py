@@ -13,8 +13,8 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 ORDER = (
     *("headroom", "population", "kernels", "lifecycle", "contributions", "leave_one_out", "optimizer"),
-    *("incubators", "leaving_the_incubator", "idle_seeds", "operator_jump", "layout", "products", "decisions"),
-    *("recording", "learning", "critic"),
+    *("incubators", "leaving_the_incubator", "idle_seeds", "operator_jump", "operators", "layout", "products"),
+    *("decisions", "recording", "learning", "critic"),
     *("growing_cost", "late_seeds", "soak", "false_alarms", "precision"),
 )
 HEAD = """# Benchmarks
