@@ -23,7 +23,7 @@ STYLES: dict[Operator, Style] = {
 }
 """A style with each operator."""
 QUICK = GrowthConfig(gates=GateConfig(min_training_decisions=1, min_probation_decisions=1, contribution_errors=-10.0))
-MEASURED = {
+GOOD = {
     "gradient_norm": 1.0,
     "gradient_ratio": 1.0,
     "incubator_gain": 1.0,
@@ -81,7 +81,7 @@ def perform(population: Population, plans: Mapping[int, Sequence[Action]]) -> No
             at = step - (longest - len(plan))
             if at >= 0:
                 actions[row] = torch.tensor(plan[at])
-        for name, value in MEASURED.items():
+        for name, value in GOOD.items():
             getattr(population.slots, name).masked_fill_(population.slots.seed_id >= 0, value)
         outcome, _ = population.decide(actions, population.gate_report(torch.ones(population.rows)))
         assert outcome.accepted.all(), (step, actions[~outcome.accepted], outcome.refused_by)

@@ -26,14 +26,6 @@ FITS_SB = fit_table(SLOTS, ALLOWED)
 FITTING: list[set[int]] = [{b for b in Blueprint if FITS_SB[s, b]} for s in range(SLOTS.slots)]
 SIZES = head_sizes(SLOTS.slots)
 LIMITS = GateConfig(min_training_decisions=2, min_probation_decisions=2, min_incubator_gain=0.1, min_contribution=-0.2)
-GOOD = {
-    "gradient_norm": 1.0,
-    "gradient_ratio": 1.0,
-    "incubator_gain": 1.0,
-    "incubator_gain_se": 0.1,
-    "contribution": 1.0,
-    "contribution_se": 0.1,
-}
 BAD = [
     {"contribution": NAN},
     {"contribution_se": NAN},

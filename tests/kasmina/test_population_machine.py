@@ -22,7 +22,7 @@ from esper.leyline.stages import BLENDED_STAGES, GROWTH_ORDER, WAITING_STAGES, S
 from esper.tolaria.batches import BatchOrder, shared
 from esper.tolaria.evaluation import measure
 from esper.tolaria.training import Trainer
-from helpers.growing import MEASURED
+from helpers.growing import GOOD
 from helpers.population_tools import (
     BLUEPRINTS,
     HOSTS,
@@ -106,7 +106,7 @@ class Growth(RuleBasedStateMachine):
 
     def _push(self, first: int, heads: list[list[int]]) -> None:
         slots = self.population.slots
-        for name, value in MEASURED.items():
+        for name, value in GOOD.items():
             getattr(slots, name).masked_fill_(slots.seed_id >= 0, value)
         legal_ROS = legal_ops(slots, self.population.fits_SB)
         actions = []
