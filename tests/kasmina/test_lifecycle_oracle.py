@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from esper.leyline.actions import HEAD_COUNT, Head, Op
 from esper.leyline.checks import Check
 from esper.leyline.stages import VALID_TRANSITIONS
-from helpers.lifecycle_pair import BAD, GOOD, INF, NAN, NEXT_OP, SIZES, SLOTS, Machine, complete
+from helpers.growing import GOOD
+from helpers.lifecycle_pair import BAD, INF, NAN, NEXT_OP, SIZES, SLOTS, Machine, complete
 
 wild_actions = st.tuples(*[st.integers(-2, SIZES[head] + 1) for head in Head]).map(list)
 tame_actions = st.tuples(*[st.integers(0, SIZES[head] - 1) for head in Head]).map(list)
